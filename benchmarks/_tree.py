@@ -1,6 +1,6 @@
 """Measure the peak memory of a process together with all descendant processes.
 
-This value is measured because a machine needs at least that much free memory.
+The combined peak is measured because a machine needs at least that much free memory to run the processes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure how long the names of a very large mixture of experts take: the module map, and the plan of a merge.
+"""Measure how long the module map and the plan of a merge take for a mixture of experts with very many tensors.
 
 The checkpoint has the names of a Qwen3 mixture with 200 layers of 256 experts, in 20 shards with an index, and tiny
 tensors, because neither the module map nor the plan depends on the sizes of tensors.
@@ -126,7 +126,7 @@ def checkpoint(folder: Path) -> Path:
 
 
 def lora(folder: Path) -> Path:
-    """Write an adapter of all projections of the attention, and return the folder."""
+    """Write a LoRA adapter for all attention projections, and return the folder."""
     folder.mkdir()
     tensors = {}
     for layer in range(LAYERS):

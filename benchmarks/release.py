@@ -1,4 +1,4 @@
-"""Compare the job times of a release for the second adapter with those for the first adapter on the same base.
+"""In a release of two adapters on one base, compare the job times of the second adapter with those of the first.
 
 One command makes two models, each in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4). Every round starts with an
 empty artifact cache. The times are read from run.json and exclude verification and hashing. The releases are verified

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[Check]]]:
-    """Yield (storage, verification checks) for every artifact.
+    """Yield (name of the storage type, verification checks) for every artifact.
 
     All artifacts made with the same seed are compared with the same reference model.
     """

@@ -14,7 +14,7 @@ from exporter.sources.places import EMBEDDING, Place, has_embedding_pair, place_
 
 
 def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
-    """Map each destination of an edit's main tensor (such as a weight) to the part of the edit for that destination.
+    """Split an edit of a main tensor (such as a weight) into {destination: part of the edit for that destination}.
 
     Each destination is ``EMBEDDING``, ``HEAD`` or the name of a stored tensor. Raises TensorMismatch if the base model
     lacks the module of the edit, and NotExpressible if the edit cannot be applied to the stored tensors.
@@ -66,7 +66,7 @@ def _place(checkpoint: Checkpoint, edit: Edit, parameter: str) -> Place | None:
 
 
 def _expected_shape(edit: Edit) -> tuple[int, ...] | None:
-    """Return the shape of the parameter that the edit changes, if the edit shows the shape."""
+    """Return the shape of the parameter that the edit changes, or None if the edit does not show the shape."""
     if isinstance(edit, FullModule):
         return edit.tensor.spec.shape
     if isinstance(edit, LowRank) and edit.experts > 1:
@@ -101,7 +101,7 @@ def _refuse_part(edit: Edit, reason: str) -> Edit:
 
 
 def refuse_one_side(edit: Edit) -> None:
-    """Raise NotExpressible if PEFT trained the edit of the embedding only in the encoder or only in the decoder."""
+    """Raise NotExpressible if the edit changes the embedding only in the encoder or only in the decoder."""
     raise NotExpressible(
         f"{edit.path}: {edit.key}",
         f"encoder and decoder each compute with an embedding module of their own, and PEFT trained only {edit.module}",

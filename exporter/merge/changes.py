@@ -83,7 +83,7 @@ class Gathered:
 
     @property
     def warnings(self) -> list[str]:
-        """Return a sentence for each tensor that an adapter trained without effect."""
+        """Return a sentence for each trained adapter tensor that has no effect on the model."""
         return [f"{entry.path}: {entry.key}: {_NO_EFFECT}" for entry in self.consumed if entry.rule == _NO_EFFECT]
 
 
@@ -166,7 +166,7 @@ def _label(names: Iterable[str]) -> str:
 def _tied_rows(
     checkpoint: Checkpoint, adapter: Adapter, entries: Sequence[Consumed]
 ) -> Iterable[tuple[str, TokenRows]]:
-    """Yield (``HEAD`` or ``EMBEDDING``, rows) for token rows that must also be set there because of tying.
+    """Yield (``HEAD`` or ``EMBEDDING``, rows) for token rows that tying requires to be set in that matrix, too.
 
     If the config of the base model ties embedding and head, PEFT also writes the rows of the embedding to the head,
     unless the adapter contains separate rows or a trained copy for the head. Adapter files of old PEFT versions may

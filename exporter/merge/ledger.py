@@ -15,7 +15,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, names: Iterable[str], *, what: str) -> None:
-        """names: the names of all tensors that a rule must handle."""
+        """names: the names of all tensors, each of which exactly one rule must handle."""
         self.path = path
         self._what = what
         self._taken: dict[str, str | None] = dict.fromkeys(names)

@@ -1,4 +1,4 @@
-"""Defines the merged model, a checkpoint plus adapters in which each tensor is merged only when that tensor is read.
+"""Defines the merged model: a checkpoint plus adapters, with each tensor merged only when that tensor is read.
 
 The names, dtypes and shapes of the merged tensors are known before any tensor data is read. The writers of the output
 formats read only the merged model and need no access to the adapters.
@@ -140,7 +140,7 @@ class MergedModel:
 
     @property
     def provenance_shape(self) -> Mapping[str, str]:
-        """Return ``provenance`` with each digest replaced by zeros, as a string of the same length. Reads no tensor."""
+        """Return ``provenance``, in which a string of zeros of equal length replaces each digest. Reads no tensor."""
         blank = "0" * 2 * hashlib.sha256().digest_size
         return self._provenance(blank, blank)
 

@@ -43,12 +43,12 @@ _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF
 class MergePlan:
     """The plan of a merge, which is complete before any tensor of the base model is read.
 
-    sources: maps the name of each tensor to write to (name of the stored tensor to start from, changes of the tensor).
-    tie: whether and how embedding and head are tied after merging. vocab: number of rows of the merged embedding.
-    files: auxiliary files to copy unchanged. moved_ids: maps each special token whose id changes to (id in the base
-    model, id after merging). origins: hub repositories and commits of the inputs, for provenance. warnings: facts about
-    the base that contradict an adapter, and that the user accepted. tokenizer: the merged tokenizer, which stays open
-    so that all readers share one decoded vocabulary.
+    sources: {name of the output tensor: (name of the stored tensor to start from, changes of the tensor)}. tie: whether
+    and how embedding and head are tied after merging. vocab: number of rows of the merged embedding. files: auxiliary
+    files to copy unchanged. moved_ids: maps each special token whose id changes to (id in the base model, id after
+    merging). origins: hub repositories and commits of the inputs, for provenance. warnings: contradictions between the
+    base and an adapter that the user has accepted. tokenizer: the merged tokenizer, which stays open so that all
+    readers share one decoded vocabulary.
     """
 
     checkpoint: Checkpoint
@@ -97,7 +97,7 @@ class MergePlan:
 
     @property
     def factor_nbytes(self) -> int:
-        """Size in bytes of the largest float32 LoRA factors that the merge of a single tensor needs.
+        """Maximum, over the merged tensors, of the total size in bytes of a tensor's float32 LoRA factors.
 
         The LoRA factors of a tensor stay in memory while the merged tensor is written.
         """

@@ -25,8 +25,8 @@ _HEAD_OF: Final = {"embed_in": "embed_out"}
 class Resolved:
     """The stored tensors from which the merged embedding and head are made, with their changes.
 
-    tie: whether and how embedding and head are tied after merging. sources: maps the name of each tensor to write to
-    (name of the stored tensor to start from, changes of the tensor).
+    tie: whether and how embedding and head are tied after merging. sources: {name of the output tensor: (name of the
+    stored tensor to start from, changes of the tensor)}.
     """
 
     tie: Tie
@@ -73,7 +73,7 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
 
 
 def _is_copy_of_head(checkpoint: Checkpoint, change: Change) -> bool:
-    """Whether PEFT trained a copy of the head, so that a tensor that the base ties to the head's does not change."""
+    """Whether PEFT trained a copy of the head, so that tensors that the base ties to the head do not change."""
     whole = change.replaced
     return whole is not None and not whole.in_place and use_of(checkpoint, whole.module) == HEAD
 
@@ -145,9 +145,9 @@ def _rows(change: Change) -> dict[int, Array]:
 
 
 def _same_update(update: LowRank, other: LowRank) -> bool:
-    """Whether a low-rank update of the embedding and a low-rank update of the head change both by equal amounts.
+    """Whether a low-rank update of the embedding and one of the head change the two matrices equally.
 
-    If embedding and head are tied, PEFT stores the update twice, and the factors for the head are the transposed
+    If embedding and head are tied, PEFT stores the update twice, and the factors for the head are the transposes of the
     factors for the embedding. DoRA updates of embedding and head are never equal, because the norms of the two updates
     differ.
     """

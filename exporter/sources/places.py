@@ -1,4 +1,4 @@
-"""Find the stored tensors of the modules that an adapter names, where the names are those of the loaded model.
+"""Find the stored tensors of the modules that an adapter refers to by their names in the loaded model.
 
 If a table generated from transformers describes the model, the stored tensors are looked up in the table. For a model
 that no table describes, the name of a tensor must begin with the path of its module, with or without the prefixes of
@@ -37,9 +37,9 @@ _RENAMED: Final = (
 class Place:
     """Where a parameter of the loaded model is stored.
 
-    name: name of the stored tensor if one stored tensor is the unchanged parameter, else None. parts: the stored
-    tensors that contain parts of the parameter, if the parameter is not one stored tensor. module: the path of the
-    module in the class, or None if the class does not have the module. shape: the shape of the parameter.
+    name: name of the stored tensor that equals the parameter, or None if no single stored tensor does. parts: the
+    stored tensors that contain parts of the parameter, if the parameter is not one stored tensor. module: the path of
+    the module in the class, or None if the class does not have the module. shape: the shape of the parameter.
     """
 
     name: str | None
@@ -100,8 +100,8 @@ def place_of(
 ) -> Place | None:
     """Return the place where ``parameter`` of ``module`` is stored, or None if the checkpoint does not store it.
 
-    expected: the shape of the parameter, if the adapter shows it; some conversions depend on the shape. Raises
-    ValueError if the stored tensors do not fit the conversion that transformers performs when loading.
+    expected: the shape of the parameter, on which some conversions depend, or None if the adapter does not show it.
+    Raises ValueError if the stored tensors do not fit the conversion that transformers performs when loading.
     """
     modules = checkpoint.modules
     if modules is None:

@@ -1,1 +1,1 @@
-"""The merge of adapters that only PEFT can merge, on request."""
+"""Merges adapters that only PEFT can merge, if the user asks for it."""

@@ -1,4 +1,4 @@
-"""Replace the changes that only PEFT can merge by tensors that PEFT merges when the tensors are read."""
+"""Replace each change that only PEFT can merge by a tensor whose values PEFT computes on reading."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _PROCESS: Final = "exporter.merge.by_peft.process"
 def merged_by_peft(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter]:
     """Return ``adapters``, in which PEFT's merged tensors replace the changes that only PEFT can merge.
 
-    PEFT runs in a process of its own when the first tensor is read. Raises BadInput if another adapter changes a module
-    that PEFT merges, because the result would depend on the order. Raises MissingDependency if PEFT is not installed.
+    PEFT runs in a separate process, which starts when the first tensor is read. Raises BadInput if another adapter
+    changes a module that PEFT merges, because the result would depend on the order. Raises MissingDependency if PEFT is
+    not installed.
     """
     PEFT.require("--via peft")
     merged = [

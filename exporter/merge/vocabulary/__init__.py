@@ -1,1 +1,1 @@
-"""Handles new tokens: chooses tokenizer files, updates special token ids, and counts the rows of the embedding."""
+"""Handles new tokens: chooses tokenizer files, updates special token ids, and determines the size of the embedding."""

@@ -1,4 +1,4 @@
-"""Chooses the auxiliary files of the merged model, where an adapter's file replaces the base model's file."""
+"""Chooses the auxiliary files of the merged model; an adapter's file replaces the base's file of the same name."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def _settings(files: Mapping[str, Path]) -> Mapping[str, Any]:
 def adapter_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
     """Map the names of the auxiliary files of all adapters to their paths.
 
-    If one adapter's tokenizer contains the tokenizers of all other adapters, the files of that tokenizer are used. In
-    all other cases, raises BadInput if two adapters contain files with equal names but different content.
+    If one adapter's tokenizer contains the tokenizers of all other adapters, the files of that tokenizer are used. If
+    no tokenizer contains all others, raises BadInput if two adapters contain files with equal names but different
+    content.
     """
     files: dict[str, Path] = {}
     different: tuple[str, Path, Path] | None = None

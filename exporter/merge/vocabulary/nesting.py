@@ -78,7 +78,7 @@ def _tokens(path: Path, raw: msgspec.Raw | None) -> dict[Any, Any]:
 def _value_contains(value: Any, other: Any) -> bool:
     """Whether a list or a JSON object contains all items of another list or object.
 
-    A missing value contains nothing.
+    A missing value counts as an empty list or object.
     """
     if not value or not other:
         return not other

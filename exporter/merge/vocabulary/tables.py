@@ -1,4 +1,4 @@
-"""When the embedding grows, grows every other table that has one entry per token.
+"""Grows every other table with one entry per token when the embedding grows.
 
 New rows of an additional embedding, such as Gemma's per-layer embeddings, must come from an adapter. New bias entries
 have the values that ``resize_token_embeddings`` in transformers sets: zero in ``final_logits_bias`` and in the bias of
@@ -30,9 +30,9 @@ Sources = Mapping[str, tuple[str, Change]]
 def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[TokenTable]:
     """Return the tables with one entry per token that must grow to ``vocab`` entries.
 
-    sources: maps the name of each tensor to write to (name of the stored tensor, changes). Raises BadInput if an
-    additional embedding must grow and no adapter contains the new rows. Raises NotExpressible if the config cannot
-    record the new number of rows.
+    sources: {name of the output tensor: (name of the stored tensor, changes)}. Raises BadInput if an additional
+    embedding must grow and no adapter contains the new rows. Raises NotExpressible if the config cannot record the new
+    number of rows.
     """
     if not any(
         rows_after(checkpoint, name, *sources[name], vocab) > checkpoint.tensors[name].spec.n_rows
@@ -59,8 +59,9 @@ def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[T
 def padded(checkpoint: Checkpoint, sources: Sources, vocab: int, tokenizer: Tokenizer | None) -> Sources:
     """Return ``sources`` with rows of zeros in the additional embeddings, for new ids that belong to no token.
 
-    The vocabulary has such ids if the user rounded its size up. PEFT's file may lack the rows of an additional
-    embedding, and a model never reads the rows. Without a tokenizer, every id may belong to a token.
+    The vocabulary has such ids if the user rounded the size of the vocabulary up. PEFT's adapter file may lack the rows
+    of such ids in an additional embedding, and the model never reads these rows. Without a tokenizer, ``sources`` is
+    returned unchanged, because every id may belong to a token.
     """
     if tokenizer is None or vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
         return sources
@@ -79,7 +80,7 @@ def padded(checkpoint: Checkpoint, sources: Sources, vocab: int, tokenizer: Toke
 
 
 def _require_one_vocabulary(checkpoint: Checkpoint) -> None:
-    """Refuse to grow a model whose head has a vocabulary of its own, because a new token would need two ids."""
+    """Raise NotExpressible if the head has a vocabulary of its own, because a new token would need two ids."""
     modules = checkpoint.modules
     if modules is None or modules.architecture.head is None:
         return

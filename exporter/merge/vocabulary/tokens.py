@@ -1,6 +1,6 @@
 """Determines the number of rows of embedding and head after merging.
 
-Raises an error if the tokenizer, the token rows and the matrices are inconsistent with the number of rows.
+Raises an error if the tokenizer, a token row or a matrix contradicts the number of rows.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def vocabulary(
 ) -> int:
     """Return the number of rows of the merged embedding.
 
-    sources: maps the names of the embedding and head tensors to write to (name of the stored tensor, changes). Raises
-    TensorMismatch if the id of a token row is neither a row of the stored matrix nor an id of the tokenizer. Raises
-    BadInput if no adapter sets a row that has to be added, or if the embedding has no row for a token of the tokenizer.
-    Raises NotExpressible if transformers would discard the stored head when growing the vocabulary.
+    sources: {name of the output embedding or head: (name of the stored tensor, changes)}. Raises TensorMismatch if the
+    id of a token row is neither a row number of the stored matrix nor a tokenizer id. Raises BadInput if no adapter
+    sets a row that has to be added, or if the embedding has no row for a token of the tokenizer. Raises NotExpressible
+    if transformers would discard the stored head when growing the vocabulary.
     """
     n_tokens = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
     n_rows = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}

@@ -111,8 +111,8 @@ def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> To
 def _with_rows(checkpoint: Checkpoint, edits: Sequence[Edit], added: Mapping[str, TokenRows]) -> list[Edit]:
     """Return a copy of ``edits`` that also sets the rows that resizing the vocabulary added.
 
-    The rows in ``added`` become part of every existing edit of the embedding or the head; without an existing edit, the
-    rows form a new edit.
+    The added rows of the embedding or the head are joined to every existing edit that sets rows of that matrix; if
+    there is no such edit, the added rows form a new edit.
     """
     joined: list[Edit] = []
     missing = dict(added)

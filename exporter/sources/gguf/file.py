@@ -93,7 +93,7 @@ class GgufFile:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a GGUF file contains an adapter and not a model.
+    """Whether a GGUF file contains an adapter rather than a model.
 
     The header is read only up to the metadata key ``general.type``.
     """

@@ -38,7 +38,7 @@ _MAX_ELEMENTS: Final = 1 << 62
 class GgufArray:
     """A metadata array that is not decoded from the file until ``values`` is called.
 
-    ``item_type`` is the GGUF number of the type of the array's items.
+    ``item_type`` is the number that GGUF assigns to the type of the array's items.
     """
 
     path: Path
@@ -92,7 +92,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """The parsed header of a GGUF file, whose fields have the same meaning as in ``GgufFile``."""
+    """The parsed header of a GGUF file; each field has the same meaning as in ``GgufFile``."""
 
     version: int
     metadata: Mapping[str, Any]

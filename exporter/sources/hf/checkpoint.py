@@ -106,7 +106,7 @@ class Checkpoint:
     def stored_head(self) -> str | None:
         """Name of the tensor that stores the output head, or None if no head is stored.
 
-        The name is returned even if the config contradicts the stored head.
+        The name is returned even if, according to the config, the model should have no separate head.
         """
         return self._stored[1]
 
@@ -126,7 +126,8 @@ class Checkpoint:
     def embedding_digest(self) -> str:
         """Return the SHA-256 digest of the stored bytes of the input embedding.
 
-        The digest of the embedding is used to identify the base model, because only one tensor has to be read.
+        The base model is identified by the digest of its embedding, because computing it requires reading only one
+        tensor.
         """
         return self.digest(self.tie.embedding)
 

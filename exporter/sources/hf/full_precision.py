@@ -1,4 +1,4 @@
-"""Raises errors for quantised bases that suggest the unquantised checkpoint by name if its name is known."""
+"""Raises errors for quantised base models; the message names the unquantised checkpoint if its name is known."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _without_suffix(name: str) -> str | None:
 
 
 def names_of(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield the hub id in the path of a folder in the hub's cache, and the name of the folder."""
+    """Yield the hub id if the checkpoint is in the hub's cache, and then the name of the checkpoint's folder."""
     for part in checkpoint.path.absolute().parts:
         if part.startswith("models--"):
             yield part.removeprefix("models--").replace("--", "/", 1)
@@ -96,11 +96,11 @@ def require_full_precision(checkpoint: Checkpoint, *, purpose: str = "", names: 
 
 
 def require_plain_rows(checkpoint: Checkpoint, *, updates: bool, untie: bool, names: Iterable[str] = ()) -> None:
-    """Raise BadInput or NotExpressible if the checkpoint is quantised and does not allow the changes of the merge.
+    """Raise BadInput or NotExpressible if the checkpoint is quantised in a way that rules out the merge's changes.
 
     Token rows can be replaced exactly in FP8 and MXFP4 checkpoints, which store embedding and head as ordinary floats.
     updates: whether low-rank updates are to be merged. untie: whether a tied head is to be stored separately, which is
-    impossible because the quantiser's settings do not exempt the new head.
+    impossible in a quantised checkpoint, because the quantiser's settings do not exempt the new head from quantisation.
     """
     quantisation = checkpoint.quantisation
     if quantisation is None:

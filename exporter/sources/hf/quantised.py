@@ -139,7 +139,7 @@ def _method(settings: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def _printable(name: object) -> str:
-    """Return the name of a quantisation method that this module does not know, if the name fits in one line."""
+    """Return the name of an unknown quantisation method, or "an unnamed method" if the name is not fit to print."""
     return name if isinstance(name, str) and _NAME.fullmatch(name) else "an unnamed method"
 
 

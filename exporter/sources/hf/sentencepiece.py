@@ -1,11 +1,11 @@
 """Reads the file tokenizer.model, which contains a SentencePiece model as a protobuf message.
 
-According to sentencepiece_model.proto, field 1 of the message is a piece (subfields: 1 text, 2 float score, 3 type) and
-is repeated in the order of the token ids. Field 2 of the message contains the settings of the trainer (subfields: 3 the
-algorithm, 24 whether whitespace is a suffix). Field 3 of the message contains the normalizer (subfields: 2 the compiled
-character map, 3 whether to add a dummy prefix, 4 whether to remove extra whitespace). A protobuf field with its default
-value is omitted from the file. The sentencepiece package is not used, because a GGUF file needs only a few fields of
-the SentencePiece model.
+According to sentencepiece_model.proto, field 1 of the message is a vocabulary piece (subfields: 1 text, 2 float score,
+3 type) and is repeated in the order of the token ids. Field 2 of the message contains the settings of the trainer
+(subfields: 3 the algorithm, 24 whether whitespace is a suffix). Field 3 of the message contains the normalizer
+(subfields: 2 the compiled character map, 3 whether to add a dummy prefix, 4 whether to remove extra whitespace). A
+protobuf field with its default value is omitted from the file. The sentencepiece package is not used, because a GGUF
+file needs only a few fields of the SentencePiece model.
 """
 
 from __future__ import annotations

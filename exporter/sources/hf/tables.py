@@ -70,7 +70,7 @@ def _described(modules: ModuleMap) -> list[tuple[str, int, str]]:
 
 
 def resize_config(config: dict[str, Any], checkpoint: Checkpoint, size: int) -> None:
-    """Set every key of ``config`` that contains the number of tokens to ``size``.
+    """Set to ``size`` every key of ``config`` that contains the number of tokens.
 
     If ``config`` lacks a key that the model class reads, the key is added, because transformers omits defaults in
     nested configs.
@@ -87,7 +87,7 @@ def resize_config(config: dict[str, Any], checkpoint: Checkpoint, size: int) -> 
 
 
 def described_keys(checkpoint: Checkpoint) -> list[str]:
-    """Return the dotted config keys from which the class reads the row counts of the embedding and of token tables."""
+    """Return the dotted config keys from which the model class reads the row counts of embedding and token tables."""
     modules = checkpoint.modules
     if modules is None:
         return []

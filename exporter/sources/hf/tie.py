@@ -33,12 +33,12 @@ class Tie:
     """Describes whether and how the input embedding and the output head of a checkpoint are tied.
 
     embedding: name of the stored embedding tensor. head: name of the stored head tensor, or None if no head is stored.
-    tied: whether embedding and head have equal values. copies: names of other stored tensors that repeat the embedding;
-    old encoder-decoder checkpoints store one copy for the encoder and one for the decoder, and multi-token prediction
-    layers may have a copy. head_copies: names of other stored tensors that repeat the head. tied_in_config: whether the
-    config ties embedding and head. If the config ties embedding and head, PEFT writes the trained embedding rows to the
-    head, too, even if the stored head has different values. has_head: whether the model has an output head; a model
-    without a head counts as tied, because no head has to be changed separately.
+    tied: whether embedding and head have equal values. copies: names of other stored tensors that are copies of the
+    embedding; old encoder-decoder checkpoints store one copy for the encoder and one for the decoder, and multi-token
+    prediction layers may have a copy. head_copies: names of other stored tensors that are copies of the head.
+    tied_in_config: whether the config ties embedding and head. If the config ties embedding and head, PEFT writes the
+    trained embedding rows to the head, too, even if the stored head has different values. has_head: whether the model
+    has an output head; a model without a head counts as tied, because no head has to be changed separately.
     """
 
     embedding: str
@@ -92,10 +92,10 @@ def find_tie(path: Path, config: Mapping[str, Any], tensors: Tensors, modules: M
 
 
 def parameters_to_untie(config: Mapping[str, Any], modules: ModuleMap | None) -> dict[str, str]:
-    """Map each further tensor that a checkpoint needs if its head is untied to the stored tensor with its values.
+    """For each tensor that a checkpoint lacks once its head is untied, return the stored tensor that has its values.
 
-    The flag that ties the head may tie other parameters, such as the bias of the head, or the embeddings of encoder and
-    decoder. Without the flag, transformers loads each of the parameters from a tensor of its own.
+    The config flag that ties the head may also tie other parameters, such as the bias of the head, or the embeddings of
+    encoder and decoder. Without the flag, transformers loads each of these parameters from a tensor of its own.
     """
     if modules is None or config.get("model_type") in _ALWAYS_TIED or (head := Vocabulary(modules).head) is None:
         return {}
@@ -108,7 +108,7 @@ def parameters_to_untie(config: Mapping[str, Any], modules: ModuleMap | None) ->
 
 
 def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, str | None, dict[str, str]]:
-    """Return (stored embedding, stored head or None, map of other parameters that can be tied to their stored names).
+    """Return (stored embedding, stored head or None, {other parameter that can be tied: its stored name}).
 
     If a checkpoint stores the head of a tied model but no embedding, the stored head is the embedding. Raises BadInput
     if the checkpoint stores none of these parameters, and NotExpressible if several tensors make up the embedding.
@@ -140,7 +140,7 @@ def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The parameters of a described model that are the input embedding or the output head, or tied to either."""
+    """For a model that a table describes: its embedding, its head, and the parameters that are tied to either."""
 
     modules: ModuleMap
 
@@ -167,7 +167,7 @@ class Vocabulary:
 
     @property
     def flag(self) -> bool | None:
-        """Whether the config ties the head, or None if the config does not specify it and the tensors decide."""
+        """Whether the config ties the head, or None if the config leaves it to the stored tensors."""
         if self.head is None or self.head == self.embedding:
             return True
         if self.head not in self.linked:
@@ -183,7 +183,7 @@ def _closure(start: str, pairs: list[tuple[str, str]]) -> frozenset[str]:
 
 
 def _further(modules: ModuleMap, tensors: Tensors, name: str, parameter: str) -> list[str]:
-    """Return tensors that repeat ``name`` and that the class does not load, as in multi-token prediction layers."""
+    """Return the copies of ``name`` that the model class does not load, as in multi-token prediction layers."""
     known = modules.architecture.parameters
     leaf, want = parameter.split(".")[-2:], tensors[name]
     leaves = (leaf, ["head", "weight"]) if parameter == f"{modules.architecture.head}.weight" else (leaf,)

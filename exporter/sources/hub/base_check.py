@@ -53,7 +53,8 @@ def check_base(
     """Check that the adapters can be merged into the base, and that they were trained on that base.
 
     checkpoint: the opened checkpoint of ``base``. untie: whether a separate head is to be stored. trust: whether a
-    different base is accepted. Returns a warning for each contradiction that was accepted.
+    different base is accepted. Returns a warning for each contradiction between a record and the base that ``trust``
+    made acceptable.
 
     Raises BadInput for a quantised base, unless the adapters have only token rows and the base stores its embedding as
     ordinary floats. Raises BadInput if an adapter's record contradicts the base and ``trust`` is not set. Raises
@@ -73,7 +74,7 @@ def check_base(
 def contradictions(base: Located, checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Iterator[Contradiction]:
     """Yield the recorded facts about the base that contradict ``base``.
 
-    A digest is computed only for an adapter with a training record, from one tensor of the base.
+    Only for an adapter with a training record, the digest of one tensor of the base is computed.
     """
     for adapter in adapters:
         yield from _by_record(checkpoint, adapter)
@@ -97,7 +98,7 @@ def _by_record(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Contradicti
 
 
 def _by_commit(base: Located, adapter: Adapter) -> Iterator[Contradiction]:
-    """Compare the base's commit with the commit in the adapter's config, if both are known for one repository."""
+    """Compare the base's commit with that in the adapter's config, if both are known and from the same repository."""
     recorded, name = adapter.config.get("revision"), adapter.base_name
     if not isinstance(recorded, str) or name != base.repo or base.revision is None:
         return
@@ -110,8 +111,8 @@ def _by_commit(base: Located, adapter: Adapter) -> Iterator[Contradiction]:
 def _by_saved_rows(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Contradiction]:
     """Sample rows of the frozen matrices that PEFT saved in the adapter file, and compare them with the base's rows.
 
-    If only a few rows differ, there is no contradiction, because rows of reserved tokens are often initialised before
-    training.
+    If only a few rows differ, no contradiction is reported, because rows of reserved tokens are often initialised
+    before training.
     """
     with_rows = {edit.module for edit in adapter.rows}
     for edit in adapter.edits:
@@ -139,8 +140,8 @@ def _stored(checkpoint: Checkpoint, module: str) -> FileTensor | None:
 def _different_rows(saved: FileTensor, stored: FileTensor) -> tuple[int, int]:
     """Return (number of sampled rows that differ, number of sampled rows).
 
-    The rows of the base are rounded to the dtype of the saved rows, because PEFT saves the dtype of the training. If
-    the matrices have different numbers of rows, the additional rows of the larger matrix are not compared.
+    The rows of the base are rounded to the dtype of the saved rows, because PEFT saves rows in the dtype in which it
+    trained. If the matrices have different numbers of rows, the additional rows of the larger matrix are not compared.
     """
     if {saved.spec.dtype, stored.spec.dtype} - FLOATS or saved.spec.shape[1:] != stored.spec.shape[1:]:
         return 0, 0

@@ -205,7 +205,7 @@ def _cache() -> Path:
 
 
 def _bars(line: str, *, quiet: bool) -> Any:
-    """Return the progress bar class for huggingface_hub, or None on a terminal to use huggingface_hub's own class.
+    """Return the progress bar class for huggingface_hub; on a terminal, return None, which selects its own class.
 
     Without a terminal, the returned class shows no progress bar, and ``line`` is printed; if ``quiet`` is set, ``line``
     is not printed either. The function in huggingface_hub that disables all progress bars is not used, because an

@@ -128,9 +128,9 @@ def locate(
 def origins_after(recorded: Mapping[str, str], base: Located | None, adapters: Sequence[Located]) -> dict[str, str]:
     """Return the provenance to record after a patch has merged more adapters into an artifact.
 
-    recorded: the provenance of the artifact before the patch, which is kept. The numbers of the new adapters continue
-    the numbers of the recorded adapters, in the order of ``adapters``. An adapter whose repository and commit are
-    recorded already is not recorded again.
+    recorded: the artifact's provenance before the patch, all of whose entries are kept. The numbers of the new adapters
+    continue the numbers of the recorded adapters, in the order of ``adapters``. An adapter whose repository and commit
+    are recorded already is not recorded again.
     """
     known = [match["number"] for key in recorded if (match := _RECORDED.fullmatch(key))]
     present = {(recorded.get(f"adapter.{number}.repo"), recorded.get(f"adapter.{number}.revision")) for number in known}
@@ -146,7 +146,7 @@ def _renumbered(key: str, first: int) -> str:
 
 
 def origins(base: Located, adapters: Sequence[Located]) -> dict[str, str]:
-    """Return the provenance of hub inputs with the keys ``base.repo``, ``base.revision``, ``adapter.0.repo`` and so on.
+    """Return the provenance of the inputs from the hub by key: ``base.repo``, ``adapter.0.repo`` and so on.
 
     Local paths of inputs are not recorded in the provenance. A local path is meaningless on another machine, and the
     bytes of an artifact must not depend on the machine that writes the artifact.

@@ -38,11 +38,11 @@ class OnnxFile:
     path: path of the model file. inputs, outputs: names of the graph's inputs and outputs in the order of the graph,
     without initialisers. metadata: the metadata_props of the model. embedding: name of the initialiser that a Gather on
     input_ids reads, or None if the graph has no embedding. head: name of the initialiser in the matrix product that
-    computes the logits, or None if the graph has no head. token_axis: maps the name of embedding and head to the token
-    axis of the matrix, which is 0 for shape (V, H) and 1 for shape (H, V). blocks: maps the name of a block-quantised
-    embedding or head to its block format. scaled: maps the name of an embedding or head that is quantised with one
-    scale and one zero point to its format. quantised: whether the graph contains a matrix product of integers.
-    block_formats: the block formats of all matrices of the graph, such as "int4 x 32 with zero points".
+    computes the logits, or None if the graph has no head. token_axis: the token axes of embedding and head by name: 0
+    for shape (V, H), and 1 for shape (H, V). blocks: the block formats of embedding and head by name, if they are
+    block-quantised. scaled: the formats of embedding and head by name, if they are quantised with one scale and one
+    zero point. quantised: whether the graph contains a matrix product of integers. block_formats: the block formats of
+    all matrices of the graph, such as "int4 x 32 with zero points".
     """
 
     path: Path
@@ -115,8 +115,8 @@ class OnnxFile:
     def token_rows(self, name: str, start: int, stop: int) -> Array:
         """Return the rows of the embedding or head for the tokens [start, stop), as an array (n, H).
 
-        The returned array has the shape (n, H) even if the matrix is stored as (H, V). Peak memory: the returned rows,
-        plus the accessed pages of the file for a matrix with shape (H, V). Raises the errors that ``OnnxFile.rows``
+        The returned array has the shape (n, H) even if the matrix is stored as (H, V). Peak memory: the returned rows
+        and, for a matrix with shape (H, V), the accessed pages of the file. Raises the errors that ``OnnxFile.rows``
         raises.
         """
         tensor = self.initialisers[name]
@@ -147,7 +147,7 @@ class OnnxFile:
         return self.initialisers[name].shape[self.token_axis[name]]
 
     def token_bytes(self, name: str, start: int, stop: int) -> Array:
-        """Concatenate the stored rows of the tokens [start, stop) in all ``stored_tensors`` to uint8 (n, bytes)."""
+        """Join the rows of each token in [start, stop) from all ``stored_tensors``, and return uint8 (n, bytes)."""
         if self.token_axis[name]:
             rows = self.token_rows(name, start, stop)
             return rows.view(np.uint8).reshape(len(rows), -1)

@@ -88,8 +88,8 @@ class VocabularyMatrix:
 class GraphVocabulary:
     """The embedding, the head and the quantisation formats of an ONNX graph.
 
-    If the graph has no embedding or no head, the field is None. quantised: whether the graph contains an integer matrix
-    product. block_formats: the sorted block formats of all matrices of the graph.
+    The field ``embedding`` or ``head`` is None if the graph lacks that matrix. quantised: whether the graph contains an
+    integer matrix product. block_formats: the sorted block formats of all matrices of the graph.
     """
 
     embedding: VocabularyMatrix | None
@@ -99,7 +99,7 @@ class GraphVocabulary:
 
 
 def find_vocabulary(graph: GraphProto, ranks: Mapping[str, int]) -> GraphVocabulary:
-    """Find the embedding and the head. ranks: maps the name of every initialiser to the number of its axes."""
+    """Find the embedding and the head in a graph. ranks: maps the name of every initialiser to its number of axes."""
     walk = _Walk(graph, ranks)
     quantised = any(node.op_type in _QUANTISED for node in graph.node)
     return GraphVocabulary(walk.embedding(), walk.head(), quantised, _block_formats(graph))
@@ -176,7 +176,7 @@ class _Walk:
                 waiting += reversed(node.input)
 
     def _factor(self, node: NodeProto) -> VocabularyMatrix | None:
-        """Return the weight of a matrix product: the second factor (H, V) if stored, else the first factor (V, H)."""
+        """Return the weight of a matrix product: the second factor (H, V) if it is stored, else the first (V, H)."""
         if len(node.input) < 2:
             return None
         second = self._weight(node.input[1], PRODUCTS[node.op_type] ^ bool(_number(node, "transB")))
@@ -189,7 +189,7 @@ class _Walk:
         return self._weight(node.input[0], int(bool(_number(node, "transA"))))
 
     def _weight(self, name: str, axis: int) -> VocabularyMatrix | None:
-        """Return the initialiser from which the value ``name`` is derived, or None if no such matrix exists.
+        """Return the initialiser from which the value ``name`` is derived, or None if there is no such initialiser.
 
         If there is a Transpose node between the initialiser and the value ``name``, the token axis is swapped.
         """

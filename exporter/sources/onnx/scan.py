@@ -1,7 +1,7 @@
 """Checks, before an ONNX file is parsed, that the parsed protobuf messages will not need too much memory.
 
 The check is necessary because two bytes of a protobuf file may be parsed to a message object of hundreds of bytes. The
-scan visits the fields of messages that can contain many nested messages, and skips tensor values. Sources: the protobuf
+scan visits only the fields that can contain many nested messages, and skips tensor values. Sources: the protobuf
 encoding guide, and the field numbers in onnx.proto3.
 """
 

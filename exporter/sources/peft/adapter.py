@@ -1,4 +1,4 @@
-"""Reads a PEFT adapter folder and converts its tensors to typed edits of the base model's modules."""
+"""Reads a PEFT adapter folder, and converts its tensors to edits, each of which changes a module of the base model."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Adapter:
 
     @property
     def base_name(self) -> str | None:
-        """Path or hub id of the base model in the adapter's config, or None if the config does not name a base."""
+        """Path or hub id of the base model that the adapter's config names, or None if the config names no base."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) and name else None
 

@@ -1,4 +1,4 @@
-"""Defines the edits that an adapter can contain: token rows, low-rank updates, whole tensors, and changes by PEFT.
+"""Defines the edits that an adapter can contain: token rows, low-rank updates, whole tensors, or changes made by PEFT.
 
 An edit refers to its module by the module name that PEFT uses, without PEFT's prefix. The merge maps each module name
 to a stored tensor of the base model.
@@ -39,7 +39,7 @@ class TokenRows:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of the tensors in the adapter file from which the edit was read."""
+        """Names of the adapter tensors from which the edit was built."""
         return (self.key,)
 
 
@@ -84,7 +84,7 @@ class LowRank:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of the tensors in the adapter file from which the edit was read."""
+        """Names of the adapter tensors from which the edit was built."""
         tensors = (self.down, self.up, self.magnitude, self.bias)
         return tuple(tensor.spec.name for tensor in tensors if tensor is not None)
 
@@ -113,11 +113,11 @@ class FullModule:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of the tensors in the adapter file from which the edit was read."""
+        """Names of the adapter tensors from which the edit was built."""
         return (self.key,)
 
     def equals(self, other: FullModule) -> bool:
-        """Whether the tensors of two edits have equal values, even if the dtypes of the tensors differ.
+        """Whether the tensors of two edits have equal values; the dtypes of the tensors may differ.
 
         Peak memory: one block of each of the two tensors.
         """

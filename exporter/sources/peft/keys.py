@@ -43,13 +43,13 @@ def read_edits(
     tensors: Tensors,
     by_peft: MergedType | None = None,
 ) -> tuple[list[Edit], dict[str, str]]:
-    """Parse all tensors and return (edits, map from the name of each tensor that is not merged to the reason).
+    """Parse all tensors and return (edits, {name of a tensor that is not merged: reason why it is not merged}).
 
-    lora: the settings of the adapter if its type is LORA, else None. tensors: maps the key that PEFT writes for each
-    tensor to the tensor, whose name is the key in the file. by_peft: the type of the adapter if PEFT merges the
-    adapter, else None. Raises LedgerError for a tensor that no merge rule handles, TensorMismatch for an invalid
-    tensor, and UnreadableFile for invalid token ids. Raises NotExpressible for an update if the keys do not determine
-    which parameter is updated.
+    lora: the settings of the adapter if its type is LORA, else None. tensors: the tensors by the keys that PEFT's
+    ``save_pretrained`` writes; the ``name`` of a tensor is its key in the file. by_peft: the type of the adapter if
+    PEFT merges the adapter, else None. Raises LedgerError for a tensor that no merge rule handles, TensorMismatch for
+    an invalid tensor, and UnreadableFile for invalid token ids. Raises NotExpressible if the keys do not determine
+    which parameter an update changes.
     """
     changes, shared = changes_by_peft(path, by_peft, tensors) if by_peft else ([], {})
     edits: list[Edit] = list(changes)
@@ -88,7 +88,7 @@ def _unwrapped(module: str) -> str:
 
 
 def _drop_duplicates(edits: list[Edit], unused: dict[str, str]) -> None:
-    """Remove duplicate edits, because PEFT may store a saved module under its own key and under its wrapper's key."""
+    """Remove duplicate edits, because PEFT may store a module both under its own key and under its wrapper's key."""
     seen: dict[tuple[str, str, bool], FullModule] = {}
     for edit in [edit for edit in edits if isinstance(edit, FullModule)]:
         first = seen.setdefault((edit.module, edit.parameter, edit.in_place), edit)

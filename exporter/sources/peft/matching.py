@@ -46,7 +46,7 @@ def first_pattern(path: Path, patterns: Iterable[str], name: str) -> str | None:
 
 
 def _matches(path: Path, stated: str, pattern: str, name: str) -> bool:
-    """Whether the whole ``name`` matches ``pattern``. stated: the regular expression as written in the config."""
+    """Whether the whole ``name`` matches ``pattern``. stated: ``pattern`` as in the config, for messages."""
     import regex  # unlike re, regex has a timeout, so that a hostile pattern cannot hang a release
 
     try:

@@ -14,7 +14,7 @@ from exporter.tensors import blocks
 def notes(path: Path, edits: Sequence[Edit], normal: NormalKeys) -> list[str]:
     """Return a sentence for each unusual property of the adapter. path: the adapter file.
 
-    If the adapter changes the base, only one block of each of two factors is read.
+    To find that an adapter does change the base, only one block of each of two factors is read.
     """
     lines = []
     if normal.removed:
@@ -28,7 +28,7 @@ def notes(path: Path, edits: Sequence[Edit], normal: NormalKeys) -> list[str]:
 
 
 def changes_nothing(edits: Sequence[Edit]) -> bool:
-    """Whether the adapter is untrained: every edit is a low-rank update without bias and with a factor of zeros.
+    """Whether the adapter is untrained: every edit is a low-rank update without bias, one of whose factors is zero.
 
     A DoRA update may change the base even if one of its factors is all zeros, because of the magnitude vector.
     """

@@ -1,4 +1,4 @@
-"""Selects the part of an edit that applies to one stored tensor.
+"""Selects the part of an adapter's edit of a parameter that applies to one stored tensor.
 
 An adapter changes parameters of the loaded model. A checkpoint may store a parameter as several tensors, as one slice
 of a larger tensor, or transposed. ``Part`` maps the elements of a parameter to the elements of one stored tensor.
@@ -43,7 +43,7 @@ class Part:
         return (rows.stored_axis or 0) > (columns.stored_axis or 0)
 
     def positions(self, axis: int) -> tuple[Array, Array]:
-        """Return (positions along the parameter's axis, positions along the stored axis) for ``axis``."""
+        """For ``axis``, return the positions of the elements in the parameter, and in the stored tensor."""
         return as_array(self.block.axes[axis].at), as_array(self.block.axes[axis].stored)
 
     @cached_property

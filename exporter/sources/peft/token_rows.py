@@ -27,7 +27,7 @@ _MAX_WIDTH: Final = 1 << 16
 def token_rows(
     path: Path, config_path: Path, config: Mapping[str, Any], tensors: Sequence[tuple[str, FileTensor]]
 ) -> Iterator[TokenRows]:
-    """Yield the edit of each pair (module, tensor of token rows).
+    """Yield the edit that is built from each pair (module, tensor of token rows).
 
     The config contains a single list of token ids, or maps the ends of module names to lists of token ids. For a module
     that is tied to the embedding, PEFT uses the token ids of the embedding and stores a copy of the embedding's rows.

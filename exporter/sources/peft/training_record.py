@@ -1,4 +1,4 @@
-"""Reads the record in an adapter folder of the base model on which ``ttexport tune`` trained the adapter."""
+"""Reads from an adapter folder the record of the base model on which ``ttexport tune`` trained the adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups the tensors of an adapter that only PEFT can merge by the module that the tensors change."""
+"""For an adapter that only PEFT can merge, groups the tensors by the module that they change."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _BASE_LAYER: Final = "base_layer"
 class ByPeft:
     """A change of ``module`` that only PEFT can compute.
 
-    tensors: maps the key that PEFT writes to each tensor of the module. base: the module's frozen weight, which PEFT
-    saves for an embedding and a head, or None. shared: maps the keys of the tensors that all modules share to the
-    tensors. bias: whether the change also scales the module's bias.
+    tensors: the tensors of the module, by the keys that PEFT writes. base: the module's frozen weight, which PEFT saves
+    for an embedding and a head, or None. shared: the tensors that all modules share, by key. bias: whether the change
+    also scales the module's bias.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class ByPeft:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of the tensors in the adapter file from which the change was read."""
+        """Names of the adapter tensors from which the change was built."""
         base = () if self.base is None else (self.base,)
         return tuple(tensor.spec.name for tensor in (*self.tensors.values(), *base))
 
@@ -48,9 +48,9 @@ class ByPeft:
 def changes_by_peft(
     path: Path, adapter_type: MergedType, tensors: Mapping[str, FileTensor]
 ) -> tuple[list[ByPeft], dict[str, FileTensor]]:
-    """Return (change of each module, tensors that all modules share by key). Other tensors are ignored.
+    """Return (the change of each module, {key: tensor} for the tensors that all modules share).
 
-    tensors: maps the keys that PEFT writes to the tensors.
+    Tensors of neither kind are ignored. tensors: maps the keys that PEFT writes to the tensors.
     """
     groups: dict[str, dict[str, FileTensor]] = {}
     shared: dict[str, FileTensor] = {}
@@ -87,7 +87,7 @@ def _module(name: str, prefix: str) -> str | None:
 
 
 def _changes_bias(adapter_type: MergedType, tensors: Mapping[str, FileTensor]) -> bool:
-    """Whether the tensors also change the bias: rotations and factors of outputs do; (1, in) are factors of inputs."""
+    """Whether the tensors also change the bias: rotations and output factors do, but input factors (1, in) do not."""
     if adapter_type.prefix == "ia3_":
         return any(tensor.spec.shape[1:] == (1,) for tensor in tensors.values())
     return adapter_type.prefix in ("ln_tuning_", "road_")

@@ -1,4 +1,4 @@
-"""The adapter types of PEFT that ttexport does not merge itself: the types that PEFT merges, and reasons for the rest.
+"""The adapter types that ttexport does not merge itself: those that PEFT can merge, and why the rest is refused.
 
 A type is in ``MERGED`` if its effect is linear in the input of each module, if PEFT's merge of a single module equals
 PEFT's forward pass without a merge, and if a test merges such an adapter.
@@ -24,8 +24,8 @@ REPEATABLE_INITS: Final = ("pissa", "olora")
 class MergedType:
     """A type of adapter that PEFT merges.
 
-    title: the name of the type in messages. prefix: how the first segment of a tensor's name after the module's path
-    begins. shared: whether tensors that belong to all modules depend on the shapes of all modules.
+    title: the name of the type in messages. prefix: the first characters that follow the module's path in a tensor's
+    name. shared: whether tensors that belong to all modules depend on the shapes of all modules.
     """
 
     title: str
