@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from exporter.errors import NotExpressible, TensorMismatch
-from exporter.models.architecture import task_classes
+from exporter.models.architecture import pattern_of, task_classes
 from exporter.peft_modules.replacements import Replacement
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
@@ -29,6 +29,7 @@ def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
         if use == EMBEDDING and not reaches_both and has_embedding_pair(checkpoint):
             refuse_one_side(edit)
         return {use: _oriented(checkpoint, edit, None)}
+    _refuse_shared_layer(checkpoint, edit, parameter)
     place = _place(checkpoint, edit, parameter)
     if place is None:
         _refuse_new_head(checkpoint, edit)
@@ -38,6 +39,23 @@ def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
     if place.name is not None:
         return {place.name: edit}
     return {part.block.name: _part_of(edit, place, number) for number, part in enumerate(place.parts)}
+
+
+def _refuse_shared_layer(checkpoint: Checkpoint, edit: Edit, parameter: str) -> None:
+    """Raise NotExpressible for an edit of a tensor that several layers share, as the blocks of Zamba do.
+
+    PEFT trains an update for each layer, and the checkpoint stores one tensor for all of the layers.
+    """
+    modules = checkpoint.modules
+    if modules is None:
+        return
+    shared = {target for target, source in modules.architecture.ties if target == source}
+    if shared and any(pattern_of(name) in shared for name in modules.spellings(edit.module, parameter)):
+        raise NotExpressible(
+            f"{edit.path}: {edit.key}",
+            f"several layers of the base share the stored tensor of {edit.module}, and PEFT trains an update per layer",
+            instead="train without the shared modules: list the others in target_modules",
+        )
 
 
 def _refuse_new_head(checkpoint: Checkpoint, edit: Edit) -> None:

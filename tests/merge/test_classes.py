@@ -117,3 +117,13 @@ def test_an_adapter_with_the_names_of_the_first_release_gives_the_same_checkpoin
     first, second = (load_file(tmp_path / f"out-{folder.name}" / "model.safetensors") for folder in (tuned, old))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_updates_of_a_block_that_several_layers_share_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = zoo.build("zamba", tmp_path / "base")
+    tuned = zoo.lora_adapter(base, tmp_path / "adapter")
+    assert run(["merge", str(tuned), "--base", str(base), "-o", str(tmp_path / "out")]) == 5
+    assert "several layers of the base share the stored tensor" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
