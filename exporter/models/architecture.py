@@ -1,4 +1,4 @@
-"""Describe the transformers class of a checkpoint, its nested models, and the renaming of its stored tensors."""
+"""Describe the transformers class of a checkpoint, the class's nested models, and the renaming of stored tensors."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Architecture:
 
     @cached_property
     def ties(self) -> list[tuple[str, str]]:
-        """Name patterns (tied parameter, source parameter) of all parameter pairs that are tied under the config."""
+        """Name patterns (tied parameter, source parameter) of all parameter pairs that are tied with this config."""
         renamed = self._rename_embedding
         return [
             (renamed(target), renamed(source))
@@ -129,7 +129,7 @@ class Architecture:
         ]
 
     def tied_with(self, parameter: str) -> list[tuple[str, str]]:
-        """Return the pairs (tied parameter, source parameter), as patterns, of the flag that ties ``parameter``."""
+        """Return patterns (tied parameter, source parameter) of all pairs under the flag that ties ``parameter``."""
         renamed, name = self._rename_embedding, pattern_of(parameter)
         pairs = [
             (tie.config, renamed(target), renamed(source))
@@ -146,7 +146,7 @@ class Architecture:
         return [(renamed(target), renamed(source)) for tie in self.facts.ties for target, source in tie.pairs.items()]
 
     def states_tie(self, parameter: str) -> bool:
-        """Whether the config sets ``tie_word_embeddings`` for ``parameter`` instead of relying on the class default."""
+        """Whether the config itself sets the ``tie_word_embeddings`` flag of ``parameter``, overriding the default."""
         name = pattern_of(parameter)
         return any(
             isinstance(nested_config(self.config, tie.config).get("tie_word_embeddings"), bool)
@@ -201,7 +201,7 @@ class Architecture:
 
 
 def task_classes(architecture: Architecture, parameter: str) -> list[str]:
-    """Return all other classes of the same model type that have ``parameter``, for example a classifier's head."""
+    """Return all other classes of the same model type that have ``parameter``, which may be a classifier's head."""
     described = type_facts(architecture.model_type)
     classes = described.classes if described else {}
     return [name for name in sorted(classes) if name != architecture.name and parameter in classes[name].parameters]

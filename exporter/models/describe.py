@@ -2,8 +2,8 @@
 
     python -m exporter.models.describe MODEL_TYPE FILE
 
-The file has the layout of the generated data, and also contains the conversions of the installed transformers. A model
-type that transformers does not know gives a file without classes.
+The file has the layout of the generated data, and also contains the conversions of the installed transformers. If
+transformers does not know the model type, the file contains no classes.
 """
 
 from __future__ import annotations

@@ -52,7 +52,10 @@ class ClassFacts(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """An operation of a weight converter. The fields are the attributes of the transformers class called ``name``."""
+    """An operation of a weight converter, such as a concatenation.
+
+    The fields are the attributes of the transformers class called ``name``.
+    """
 
     name: str
     dim: int = 0
@@ -80,7 +83,8 @@ class Transform(msgspec.Struct, frozen=True):
 class TypeFacts(msgspec.Struct, frozen=True):
     """Facts about a model type. tasks: maps each task, such as causal_lm, to the class that AutoModel loads.
 
-    conversions: maps class names and model types to transforms, if the model type is missing in the data files.
+    conversions: for a model type that is missing in the data files, maps class names and model types to transforms,
+    which rename or convert stored tensors.
     """
 
     tasks: Mapping[str, str]
@@ -106,7 +110,7 @@ def transformers_version() -> str:
 
 
 def conversions_of(name: str) -> Sequence[Transform] | None:
-    """Return the transforms that transformers registers for the class or model type ``name``, or None without any."""
+    """Return the transforms that transformers registers for the class or model type ``name``, or None if none exist."""
     return _conversions().conversions.get(name)
 
 

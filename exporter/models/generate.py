@@ -159,7 +159,7 @@ def _head(model: Any) -> Any:
 
 
 def _mark_vocabularies(config: Any) -> dict[int, str]:
-    """Set every vocabulary size in ``config`` to a different number, and map each number to the dotted config key."""
+    """Set every vocabulary size in ``config`` to a different number, and map each number to its dotted config key."""
     sizes: dict[int, str] = {}
     for path, table in configs(config):
         names = [key for key in vars(table) if "vocab_size" in key or key in ("n_vocab", "vocabulary_size")]

@@ -29,7 +29,7 @@ class Group:
 
     transform: the converter, or None if the parameter is a renamed stored tensor. sources: pairs (number of the source
     pattern, stored name), in the order in which the converter reads the tensors. target: the index of the parameter
-    among the targets of the converter.
+    among the parameters that the converter makes.
     """
 
     transform: Transform | None
@@ -74,7 +74,7 @@ class ModuleMap:
         return names
 
     def stored_name(self, parameter: str) -> str | None:
-        """Return the name of the stored tensor that equals ``parameter``, or None if no stored tensor does."""
+        """Return the name of the stored tensor that equals ``parameter``, or None if no stored tensor equals it."""
         group = self.groups.get(parameter)
         return group.sources[0][1] if group and group.transform is None else None
 
@@ -176,7 +176,7 @@ class ModuleMap:
 def _renamed(
     architecture: Architecture, renamers: Sequence[Renamer], names: Iterable[str]
 ) -> Iterator[tuple[str, tuple[str, tuple[Renamer, int] | None]]]:
-    """Yield (stored name, (parameter, converter)) for all ``names``, with numbered names in numeric order.
+    """Yield (stored name, (parameter, converter)) for all ``names``, in numeric order where names differ in a number.
 
     For speed, names that differ only in numbers are renamed together, because a checkpoint may contain 100,000 expert
     tensors.

@@ -29,9 +29,9 @@ def convert(
 ) -> dict[int, Placed]:
     """Map the number of each target pattern of a converter to the parameter that the converter makes.
 
-    sources: the stored tensors that match each source pattern, with numbered names in numeric order. config: the config
-    of the model, needed for the number of attention heads. expected: the shape of the parameter, if known, for
-    transpositions that depend on the shape. Raises ValueError if the operations cannot be applied to the tensors.
+    sources: the stored tensors that match each source pattern, in numeric order where names differ in a number. config:
+    the config of the model, needed for the number of attention heads. expected: the shape of the parameter, if known,
+    for transpositions that depend on the shape. Raises ValueError if the operations cannot be applied to the tensors.
     """
     parts = dict(sources)
     for operation in transform.operations:
@@ -90,7 +90,7 @@ def _apply(
 
 
 def _projections(value: Placed, axis: int, config: Mapping[str, Any]) -> list[Placed]:
-    """Split a fused QKV projection into query, key and value projections, with sizes from the config."""
+    """Split a fused QKV projection into query, key and value projections, whose sizes are computed from the config."""
     text: Any = config.get("text_config")
     table: Mapping[str, Any] = text if isinstance(text, dict) else config
     heads, groups = table.get("num_attention_heads"), table.get("num_key_value_heads")

@@ -95,13 +95,13 @@ class Renamer:
         return next((start for start in (prefix + scope, scope) if name.startswith(start)), None)
 
     def activate(self, names: Iterable[str]) -> None:
-        """Set ``active``, given the names of all stored tensors."""
+        """Set ``active`` for a group of renamings, given the names of all stored tensors in ``names``."""
         if self.transform.name == "GroupWeightRename":
             self.active = any((match := self.rename(name)) is not None and match.source == 0 for name in names)
 
 
 def _replacement(target: str) -> tuple[str, str | None]:
-    """Return the pair (replacement text of a match, capturing group in ``target`` or None)."""
+    """Convert ``target`` to a replacement text for ``re``, and return (text, capturing group in ``target`` or None)."""
     text = _ASSERTION.sub("", target.removeprefix("^"))
     group = _GROUP.search(text)
     if group:

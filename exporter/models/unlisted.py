@@ -1,7 +1,7 @@
 """Generate facts about model types that are missing in the data files, from the installed version of transformers.
 
-The installed version of transformers may be newer than the data files and define additional model types. A helper
-process constructs models of an additional model type without weights and collects the facts, which are stored in the
+The installed version of transformers may be newer than the data files and define additional model types. For an
+additional model type, a helper process constructs models without weights, collects the facts, and stores them in the
 user's cache.
 """
 

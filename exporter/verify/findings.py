@@ -13,9 +13,9 @@ class RowErrors:
     """Storage errors of the trained token rows of one matrix, as Euclidean norms.
 
     use: what the model uses the matrix for: "embedding", "encoder embedding" or "head". storage: the dtype or
-    quantisation type in which the matrix is stored. token_ids: the token id of each trained row. errors: the norm
-    ‖stored - trained‖ for each row. changes: the norm ‖trained - base‖ for each row, or ‖trained‖ for the row of a new
-    token.
+    quantisation type in which the artifact stores the matrix. token_ids: the token id of each trained row. errors: the
+    norm ‖stored - trained‖ for each row. changes: the norm ‖trained - base‖ for each row, or ‖trained‖ for the row of a
+    new token.
     """
 
     use: str
@@ -45,9 +45,8 @@ class Trace:
 
     words: the text of the token at each position.
     kinds: the category of each position, from ``KINDS`` in running/prompts.py.
-    kl: the KL divergence at each position, in nats.
-    max_abs: the largest absolute difference between a logit of the artifact and the same logit of the reference, at
-    each position.
+    kl: the KL divergence of the artifact from the reference at each position, in nats. max_abs: for each position, the
+    largest absolute difference between corresponding logits of artifact and reference.
     """
 
     words: Sequence[str]

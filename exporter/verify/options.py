@@ -39,7 +39,7 @@ class VerifyOptions(Options):
     )
 
     def check(self) -> None:
-        """Reject prompts at any level except full, because no model is run, and reject a report folder at level off."""
+        """Reject prompts at every level except full, which alone runs a model, and a report folder at level off."""
         if self.prompts and self.level != "full":
             raise self.fault("prompts", "needs {level} full, because no other verification level runs a model")
         if self.report and self.level == "off":

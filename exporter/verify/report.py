@@ -54,8 +54,8 @@ class Skip:
 class Report:
     """The verification report of one artifact.
 
-    facts: measurements that are not compared with a limit, such as the effect of rounding.
-    profile: measurements from running the artifact, or None if no model was run.
+    facts: measurements without a limit, such as the effect of rounding. profile: measurements from running the
+    artifact, or None if no model was run.
     """
 
     artifact: Path
@@ -128,7 +128,7 @@ def to_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def require_passed(reports: Sequence[Report]) -> None:
-    """Raise NotEquivalent with the verdict of the first failed report, if any report failed."""
+    """If any report failed, raise NotEquivalent with the verdict of the first failed report."""
     for report in reports:
         if not report.passed:
             raise NotEquivalent(report.verdict(), document(reports))

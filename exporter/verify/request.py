@@ -44,7 +44,7 @@ class VerifyRequest:
 def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
     """Check that all required packages are installed, then read and return the prompts in the prompts file.
 
-    needed_for: the option or config key that requires the runtimes, for use in an error message.
+    needed_for: the option or config key that requires the runtimes, which error messages name.
 
     Raises MissingDependency if a required package is not installed, and UnreadableFile if the prompts file cannot be
     read.

@@ -145,7 +145,7 @@ def _split(outcomes: Iterable[Check | Skip]) -> tuple[list[Check], list[Skip]]:
 
 
 def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
-    """Check the metadata and auxiliary files in ``path`` only once, even if ``path`` contains several models."""
+    """Check the metadata and auxiliary files in ``path`` once for all models that ``path`` contains."""
     match artifacts[0].format:
         case "gguf":
             gguf = artifacts[0].gguf

@@ -1,6 +1,6 @@
 """The limits of all numeric checks, each with a comment that explains the limit.
 
-For each limit, a test proves that exceeding the limit makes a check fail.
+For each limit, a test proves that a check fails if its value exceeds the limit.
 
 In the comments of this module, "20 families" means one tiny model from each of 20 model families. The file
 benchmarks/tolerances.md lists the measured values for each model family.

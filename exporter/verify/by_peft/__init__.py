@@ -1,1 +1,1 @@
-"""The expected values of modules whose change only PEFT can compute."""
+"""Compute the expected values of modules for which only PEFT can compute the adapter's change."""

@@ -1,4 +1,4 @@
-"""Compute the weights that unmerged PEFT layers stand for, from the layers' outputs for unit vectors in float64."""
+"""Compute the effective weights of unmerged PEFT layers by running the layers on unit vectors in float64."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _n_in(weight: torch.Tensor, layout: str) -> int:
 
 
 def _outputs(layer: Any, weight: torch.Tensor, layout: str, bias: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the outputs for batches of unit vectors, or of token ids, without the bias."""
+    """Yield the layer's outputs, minus ``bias``, for batches of unit vectors or, for an embedding, of token ids."""
     count = _n_in(weight, layout)
     for start in range(0, count, _BATCH):
         numbers = torch.arange(start, min(start + _BATCH, count))

@@ -1,4 +1,4 @@
-"""Expected values of the modules whose change only PEFT can compute: the products of PEFT's layers with unit vectors.
+"""Compute the expected values of modules whose change only PEFT can compute, by running PEFT's layers on unit vectors.
 
 The layers are not merged, so that a fault in the merge of PEFT or ttexport does not reach the expected values.
 """
@@ -25,7 +25,7 @@ class Recomputed(FullModule):
 
 
 def recomputed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[TokenRows | LowRank | FullModule]:
-    """Yield the edits of ``adapter``, with ``Recomputed`` tensors for the changes that only PEFT can compute."""
+    """Yield each parameter change of ``adapter``, as a ``Recomputed`` tensor if only PEFT can compute the change."""
     if not any(isinstance(edit, ByPeft) for edit in adapter.edits):
         yield from (edit for edit in adapter.edits if not isinstance(edit, ByPeft))
         return

@@ -25,8 +25,8 @@ class Expected:
 
     base: the tensor in the base checkpoint. full: the adapter's tensor that replaces ``base`` as a whole, or None.
     rows: a dict that maps token ids to trained rows, as stored in the adapters. updates: low-rank updates that are
-    added to the tensor. biases: low-rank updates whose LoRA bias is added to the tensor. zero_columns: number of
-    columns of zeros that are appended to the tensor.
+    added to the tensor. biases: low-rank updates whose LoRA bias is added to the tensor, which is itself a bias.
+    zero_columns: the number of zero columns that are appended to the tensor for new token ids.
     """
 
     base: FileTensor
@@ -43,7 +43,7 @@ class Expected:
 
     @property
     def computed(self) -> bool:
-        """Whether the expected values are computed from stored values and updates, and are not copies."""
+        """Whether the expected values are computed from stored values and updates, rather than copied."""
         return bool(self.updates or self.biases or isinstance(self.full, Recomputed))
 
     @property

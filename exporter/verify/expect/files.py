@@ -1,4 +1,4 @@
-"""Find the auxiliary files that the tuned model must have, and read the tokenizer, settings and chat templates."""
+"""Find the auxiliary files that the tuned model must have, and read its tokenizer, settings and chat templates."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]
 
 
 def _by_size(adapters: Sequence[Mapping[str, Path]]) -> list[Mapping[str, Path]]:
-    """Return one file dict per adapter, with the adapter whose tokenizer has the most added tokens first."""
+    """Return a dict of files for each adapter, starting with the adapter whose tokenizer has the most added tokens."""
     paths = [files[TOKENIZER] for files in adapters if TOKENIZER in files]
     if len(paths) < 2 or len({read_file(path) for path in paths}) == 1:
         return list(adapters)

@@ -1,8 +1,8 @@
 """Compute in float64 how a low-rank update changes rows of a stored tensor.
 
-The products are computed without the exporter's merge code. The change of the parameter is computed from the LoRA
-factors, and each stored element gets the change at its position in the parameter. PEFT concatenates the LoRA factors of
-all experts of a stack. Source: the einsum "o r e, e r i -> e o i" in PEFT's ParamWrapper.
+The products are computed without the exporter's merge code. The change of a parameter is computed from the LoRA
+factors, and each stored element gets the change of the parameter element that it represents. PEFT concatenates the LoRA
+factors of all experts of a stack. Source: the einsum "o r e, e r i -> e o i" in PEFT's ParamWrapper.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def parameter_shape(update: LowRank, shape: tuple[int, ...]) -> tuple[int, ...]:
 def stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
     """Whether the matrices in a parameter of shape ``shape`` have the shape (in, out) instead of (out, in).
 
-    For a square matrix, the answer depends on the module class or, if no facts about the class exist, on the adapter's
-    ``fan_in_fan_out`` setting.
+    For a square matrix, the shape alone cannot tell, so the result depends on the module class or, if no facts about
+    the class exist, on the adapter's ``fan_in_fan_out`` setting.
     """
     if update.target_type == "embedding":
         return True
@@ -112,7 +112,7 @@ def wide_factors(update: LowRank, expert: int | None = None) -> tuple[Array, Arr
 
 
 def _positions(places: tuple[Array, Array], length: int) -> Array:
-    """Map every position along the stored axis to a position along the parameter axis, or to -1 if unused."""
+    """Map each position along a stored tensor's axis to a position along the parameter's axis, or to -1 if none."""
     at, stored = places
     out = np.full(length, -1)
     out[stored] = at

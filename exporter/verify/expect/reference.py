@@ -1,4 +1,4 @@
-"""Read the reference that an artifact must equal from the base checkpoint and the adapters on disk.
+"""Read, from the base checkpoint and the adapters on disk, the reference that an artifact must equal.
 
 The expected weights are computed without the exporter's merge code. The verification does not share code with the
 exporter for replacing embedding and head rows by token id or for rounding to a storage dtype.
@@ -46,7 +46,7 @@ class Reference:
 
     @cached_property
     def untied(self) -> Mapping[str, Expected]:
-        """The expected values of tensors that change their meaning or are added because the head is no longer tied.
+        """The expected values of the tensors that are added, or change their meaning, if tuning unties the head.
 
         The map is empty if embedding and head of the tuned model are tied as in the base.
         """
@@ -104,7 +104,7 @@ class Reference:
 
     @property
     def hidden(self) -> int:
-        """The width of the embedding, which is usually the hidden size."""
+        """The number of columns of the embedding, which usually equals the hidden size."""
         return self.embedding.base.spec.shape[1]
 
     @property

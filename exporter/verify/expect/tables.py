@@ -1,4 +1,4 @@
-"""Extend the expected tables with one entry per token to the tuned vocabulary, as transformers extends the tables.
+"""Extend expected tensors with one entry per token, such as output biases, to the tuned vocabulary, like transformers.
 
 Source: ``resize_token_embeddings`` in transformers.
 """
@@ -18,9 +18,9 @@ from exporter.verify.expect.expected import Expected
 
 
 def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: Mapping[str, Expected]) -> None:
-    """Extend output biases by zeros or by the mean, and additional embeddings by rows of zeros for unused ids.
+    """Extend each output bias with zeros or its mean, and other embeddings with a row of zeros per unused id.
 
-    An id is unused if no token of a tokenizer has the id, because the size of the vocabulary was rounded up.
+    An id is unused if no tokenizer has a token with the id; unused ids exist if the vocabulary size was rounded up.
     """
     vocab = wanted[checkpoint.tie.embedding].n_rows
     if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:

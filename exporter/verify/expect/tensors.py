@@ -47,7 +47,7 @@ def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, E
 def _named_parts(
     checkpoint: Checkpoint, adapter: Adapter, head: str
 ) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
-    """Yield (stored tensor, edit) for each edit of an adapter, with several pairs if a parameter is stored in parts."""
+    """Yield (stored tensor, edit) for each parameter change of an adapter, once per stored tensor of the parameter."""
     embedding = checkpoint.tie.embedding
     for part in recomputed(checkpoint, adapter):
         copied = isinstance(part, LowRank) or (isinstance(part, FullModule) and not part.in_place)
@@ -108,7 +108,7 @@ def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
 def _follow_tie(
     checkpoint: Checkpoint, adapter: Adapter, wanted: dict[str, Expected], head: str, touched: set[tuple[str, type]]
 ) -> None:
-    """Apply an adapter's changes of a tied embedding or head to all tensors that are tied together.
+    """Apply an adapter's changes of a tied embedding or head to every tensor that is tied to the changed one.
 
     A tied tensor is left unchanged if the adapter contains separate trained rows for the tensor.
     """

@@ -1,1 +1,1 @@
-"""Check Hugging Face checkpoint folders, and check the auxiliary files in any model folder, for example for ONNX."""
+"""Check Hugging Face checkpoint folders, and the auxiliary files, such as tokenizers, in any model folder."""

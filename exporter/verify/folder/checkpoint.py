@@ -23,8 +23,8 @@ from exporter.verify.values.computed import compare, sample
 def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> Iterator[Check]:
     """Yield the checks of a merged checkpoint.
 
-    untouched: True to compare tensors without updates as well, and to compare every row of updated tensors. The
-    embedding and the head are compared by separate checks.
+    untouched: True to also compare the tensors that no adapter updates, and to compare every row of the updated tensors
+    instead of a sample. The embedding and the head are compared by separate checks.
     """
     merged = Checkpoint.open(path)
     yield _check_names(merged, reference)

@@ -41,7 +41,7 @@ def compare_special_ids(
     after: Mapping[str, int],
     pairs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
 ) -> Check:
-    """Check that each special token id in the config files equals the tokenizer's new id, if any, or is unchanged.
+    """Check that special token ids in config files equal the tokenizer's ids that tuning changed, or are unchanged.
 
     An id in a config file must be unchanged if the tokenizer's id for the special token is unchanged.
 

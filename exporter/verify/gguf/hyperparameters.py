@@ -1,6 +1,6 @@
 """Read the hyperparameters in a config.json, under their GGUF names, without using the exporter's code.
 
-The verification does not know default values that transformers defines in code and config.json omits.
+If config.json omits a value because transformers defines the default in code, the verification does not know the value.
 """
 
 from __future__ import annotations

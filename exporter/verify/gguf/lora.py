@@ -1,8 +1,9 @@
 """Check that the base plus a GGUF LoRA equals the tuned model, independently of the exporter.
 
-For the embedding and the head, the LoRA factors are multiplied and the products are compared row by row. For all other
-matrices, the check compares only the norms of the updates. llama.cpp reorders the rows of some matrices, and a norm
-does not depend on the order of rows.
+For the embedding and the head, the product of the LoRA factors is added to the base, and the rows of the sum are
+compared with the tuned model's rows. For all other matrices, the check compares only the norms of the updates in the
+GGUF with the norms of the adapters' updates. llama.cpp reorders the rows of some matrices, and a norm does not depend
+on the order of rows.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, 
 
 
 def _check_norms(pairs: Sequence[_Pair], reference: Reference, limit: float) -> Check:
-    """Check that a GGUF LoRA and the adapters update the same number of inner matrices, with updates of equal norms.
+    """Check that a GGUF LoRA and the adapters update equally many inner matrices, and that the update norms agree.
 
     Inner matrices are all matrices except embedding and head.
     """

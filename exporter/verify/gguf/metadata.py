@@ -87,7 +87,7 @@ def _default(name: str, arch: str) -> Any:
 
 
 def _is_optional(name: str, arch: str, stated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a GGUF may omit the key ``name``, because llama.cpp has the right default or ignores the key."""
+    """Whether a GGUF may omit the key ``name``, because llama.cpp's default is right or llama.cpp ignores the key."""
     if name in _FOLLOWING:
         hidden, heads = stated.get("embedding_length"), stated.get("attention.head_count")
         if name == "attention.head_count_kv":

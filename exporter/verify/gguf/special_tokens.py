@@ -54,11 +54,11 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
 
 
 def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Map each special token role to the list of accepted ids.
+    """Map each special token role, such as BOS, to the list of ids that the GGUF may contain.
 
     The accepted ids are the tokenizer's ids for the role. If the tokenizer has no token for the role, the ids in the
-    config files are accepted. If neither the tokenizer nor the config files give an id, the only accepted value is
-    None.
+    config files are accepted. If neither the tokenizer nor the config files give an id, the list contains only None, so
+    the GGUF must omit the id.
     """
     files = reference.auxiliary_files
     by_text, named = added_tokens(path), settings(files)

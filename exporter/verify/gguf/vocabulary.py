@@ -85,7 +85,7 @@ def _check_types(
     added_tokens: Mapping[int, AddedToken],
     reference: Reference,
 ) -> Check:
-    """Check that every token in the GGUF has the token type that corresponds to the tokenizer's token.
+    """Check that the type of every token in the GGUF, such as control or user-defined, agrees with the tokenizer.
 
     A runtime never prints a control token, and never produces a control token when tokenizing plain text. Runtimes
     print user-defined tokens in the same way as ordinary tokens.

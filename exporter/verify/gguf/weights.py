@@ -28,8 +28,8 @@ from exporter.verify.values.quantised_rows import QuantisedRows, sum_fault
 def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks of all tensors of a GGUF, except embedding and head.
 
-    Peak memory: the size of one block of rows. If a tensor has updates or a different element order than in the
-    checkpoint, the peak memory is the size of the whole tensor.
+    Peak memory: the size of one block of rows. For a tensor with updates, or with an element order that differs from
+    the checkpoint's, the peak memory is the size of the whole tensor.
     """
     config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")

@@ -44,8 +44,8 @@ class BaseRows:
     def __post_init__(self) -> None:
         """Select the tensors that adapters do not update.
 
-        Tensors with low-rank updates cannot be recognised by their rows, because no row of the sum equals a row of the
-        base.
+        Tensors with low-rank updates cannot be recognised by their rows, because no row of base plus update equals a
+        row of the base.
         """
         vocabulary = {self.reference.checkpoint.tie.embedding, self.reference.checkpoint.tie.head}
         self.tensors = {
@@ -179,7 +179,7 @@ def _bytes(rows: Array) -> Array:
 
 
 def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> bool:
-    """Whether any row in ``others`` can come directly after the row ``place`` if a matrix has the base's row order.
+    """Whether, in the base's row order, any row in ``others`` can come directly after the row ``place``.
 
     After the last row of a tensor, the first row of any tensor can follow.
     """
@@ -190,13 +190,13 @@ def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> boo
 
 
 def _misplaced(places: Sequence[Sequence[Place]], sizes: Sequence[int]) -> str:
-    """Describe the misplaced row of a matrix, compared with the row order of the base.
+    """Describe which row of a matrix is misplaced relative to the row order of the base.
 
     Returns "" if all rows are in order. If a matrix is a concatenation of base tensors, the matrix consists of runs of
-    consecutive base rows, and all run lengths are multiples of a common number. If a row is misplaced, the run lengths
-    have no common divisor. If several base rows have equal values, each of these base rows is accepted as the
-    continuation of a run. A matrix in which most rows start a new run, for example by interleaving two halves, is
-    accepted as a valid layout.
+    consecutive base rows, and all run lengths are multiples of a number greater than 1. If a row is misplaced, the run
+    lengths have no common divisor greater than 1. If several base rows have equal values, each of these base rows is
+    accepted as the continuation of a run. A matrix in which most rows start a new run, for example because two halves
+    are interleaved, is accepted as a valid layout.
     """
     starts = [
         row

@@ -2,8 +2,8 @@
 
 ONNX export tools may rename and concatenate tensors, and an updated row equals no row of the base, so neither names nor
 rows identify the matrix. Each ONNX matrix is compared with the nearest of all expected sums in the same layer. The
-nearest sum is the right one because a sum of base and updates is close to the base. The expected sums include single
-tensors, concatenated tensors, and the transposes of both.
+nearest sum is the one that the matrix should equal, because a sum of base and updates is close to the base. The
+expected sums include single tensors, concatenated tensors, and the transposes of both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Check the cosine and sine tables for rotary embeddings in an ONNX graph.
 
-The tables need a separate check, because running the verification texts uses only the first rows of the tables.
+The tables need a separate check, because the verification texts are short and use only the first rows of the tables.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _deviation(name: str, table: Array, steps: Array, stored: str) -> float:
 
 
 def _frequencies(config: Mapping[str, Any]) -> Iterator[Array]:
-    """Yield arrays with the rotary frequency, in radians per position, of each pair of rotary dimensions.
+    """Yield arrays with one rotary frequency, in radians per position, for each pair of rotary dimensions.
 
     The first array contains the frequencies of layers with full attention. If the config defines a separate rope base
     for layers with a sliding window, a second array with the frequencies of these layers is yielded.

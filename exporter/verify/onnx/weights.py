@@ -18,7 +18,7 @@ from exporter.verify.report import Check, Skip
 def check_weights(path: Path, reference: Reference, base: BaseRows) -> Iterator[Check | Skip]:
     """Yield the checks of the weights in one ONNX model file.
 
-    base: the index of base rows, which all model files share.
+    base: the index of the base checkpoint's rows, which is shared by the checks of all model files.
 
     Peak memory: the size of a few tensors, plus the index ``base``.
     """

@@ -113,7 +113,7 @@ def _table(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str], vocab: int | None) -> Iterator[str]:
-    """Return the config keys whose values differ after the patch although a patch must not change these values.
+    """Return the config keys whose values the patch changed although a patch must not change them.
 
     A patch may change ids of special tokens, and must set vocab_size to ``vocab`` if the vocabulary grows.
     """

@@ -45,8 +45,8 @@ class Before:
     """Data that are read from a base GGUF file before the patch, for comparison with the patched file.
 
     rows: tensor → token id → trained row, before encoding in the tensor's type. dtype: dtype to which trained rows are
-    rounded before encoding. untouched: tensor → digests of the rows that a patch must not change. every: whether
-    ``untouched`` covers all rows or only a sample.
+    rounded before encoding. untouched: tensor → digests of the rows that a patch must not change. every: True if
+    ``untouched`` covers all rows, False if ``untouched`` covers a sample.
     """
 
     gguf: GgufModel

@@ -20,9 +20,8 @@ from exporter.verify.patched.files import PROVENANCE
 class GraphPair:
     """The ONNX graphs of a model before and after a patch.
 
-    vocabulary: initialisers of the embedding and the LM head, whose bytes, lengths and file offsets are compared by
-    other checks.
-    sizes: the number of tokens before the patch and after the patch.
+    vocabulary: the initialisers of the embedding and the LM head; other checks compare the bytes, lengths and file
+    offsets of these initialisers. sizes: the number of tokens before the patch and after the patch.
     """
 
     old: ModelProto

@@ -184,7 +184,7 @@ def _values(file: OnnxFile, name: str, row: int) -> Array:
 
 
 def _scale(file: OnnxFile, name: str) -> tuple[float, float]:
-    """Return the scale and the zero point of an integer matrix that has a single scale for all rows."""
+    """Return the scale and the zero point of an integer matrix in which all rows share one scale."""
     quantisation = file.scaled[name]
     zero = float(file.rows(quantisation.zero_point, 0, 1)[0]) if quantisation.zero_point else 0.0
     return float(file.rows(quantisation.scale, 0, 1)[0]), zero

@@ -40,7 +40,7 @@ def all_rows(n_rows: int, row_nbytes: int) -> list[tuple[int, int]]:
 def digests(
     read: Reader, ranges: Iterable[tuple[int, int]], changed: Collection[int] = ()
 ) -> dict[tuple[int, int], bytes]:
-    """Return the digest of each range in ``ranges``, computed without the rows ``changed``.
+    """Return the digest of each range in ``ranges``, leaving out the rows ``changed`` from the hashed data.
 
     Peak memory: the bytes of one range.
     """
@@ -59,8 +59,7 @@ def differing(read: Reader, before: Digests, changed: Collection[int] = ()) -> l
 def check_untouched(wrong: Sequence[str], description: str) -> Check:
     """Return a check that fails if the patch changed an untrained row or any other byte that must not change.
 
-    wrong: descriptions of the ranges whose digests differ. description: the detail text of the check if the check
-    passes.
+    wrong: descriptions of the ranges whose digests differ. description: the detail text to use if the check passes.
     """
     detail = f"{wrong[0]}: expected the content of the base, found different content" if wrong else description
     return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

@@ -65,7 +65,7 @@ def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return every token with its KL and a colour intensity (heat) from 0 to 1, or None if the model was not run.
+    """Return each token with its KL divergence and a colour intensity (heat, 0 to 1), or None if no model was run.
 
     The heat rises linearly with the logarithm of the KL divergence at the token's position.
     """

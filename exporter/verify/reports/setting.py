@@ -72,7 +72,7 @@ def _setting(base: str, digest: str | None, adapters: Sequence[Adapter], artifac
 def environment() -> dict[str, Any]:
     """Return the versions of the relevant packages, and a description of the machine.
 
-    The version of a package that is not installed is None.
+    If a package is not installed, the package's version is None.
     """
     return {
         "ttexport": __version__,

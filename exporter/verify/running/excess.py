@@ -1,9 +1,9 @@
 """Compare the mean KL divergence of a quantised artifact with the mean KL of the equally quantised, untuned base.
 
-The excess is the artifact's mean KL minus the quantised base's mean KL, with both means over the same positions. The
-excess has a standard error, because quantisation noise affects both means. The limit for the excess grows with the
-standard error, so that the check does not fail because of noise alone. A faulty artifact cannot raise the limit for the
-excess.
+The excess is (a - b) / b, where a is the artifact's mean KL and b is the quantised base's mean KL, both over the same
+positions. The excess has a standard error, because quantisation noise affects both means. The limit for the excess
+grows with the standard error, so that the check does not fail because of noise alone. A faulty artifact cannot raise
+the limit for the excess.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def _check_median(name: str, distance: Distance, types: Collection[str], descrip
 def check_excess(
     tuned: Distance, base: Distance, lengths: Sequence[int], varied: int, errors: float = EXCESS_ERRORS
 ) -> Check:
-    """Check that the excess of the artifact's mean KL over the quantised base's mean KL is within the limit.
+    """Check that the artifact's mean KL exceeds the quantised base's mean KL by a relative excess within the limit.
 
     The limit for the excess is the larger of QUANTISED_EXCESS and ``errors`` standard errors. tuned: distance of the
     artifact from the tuned model. base: distance of the quantised base from the untuned model, at the same positions.
-    lengths: number of positions of each sequence. varied: number of positions where tuning affects all logits. At any
-    other position, the tuned model's logits differ from the base's logits in only a few columns of the vocabulary.
-    errors: number of standard errors that the excess may have.
+    lengths: number of positions of each sequence. varied: number of positions where tuning affects the logits of all
+    tokens. At any other position, the tuned model's logits differ from the base's logits in only a few columns of the
+    vocabulary. errors: number of standard errors that the excess may reach.
     """
     error = standard_error(tuned, base, lengths, varied)
     detail = (
@@ -66,7 +66,8 @@ def check_routed(
     A few tokens that are routed to different experts than in the reference raise the mean KL but hardly change the
     median KL.
 
-    most: limit for the median KL, or None to limit the median's excess over the base by QUANTISED_EXCESS.
+    most: limit for the median KL, or None to allow the median to exceed the base's median by at most the share
+    QUANTISED_EXCESS.
     """
     yield check_excess(tuned, base, lengths, varied, ROUTED_ERRORS)
     detail = f"median KL {tuned.kl_median:.3g}, median KL of the equally quantised base {base.kl_median:.3g}"
@@ -77,7 +78,7 @@ def check_routed(
 
 
 def standard_error(tuned: Distance, base: Distance, lengths: Sequence[int], varied: int) -> float:
-    """Return the standard error of the excess, divided by the base's mean KL.
+    """Return the standard error of the excess, which is relative to the quantised base's mean KL.
 
     The standard error is the smaller of a paired and an independent estimate.
 

@@ -37,12 +37,12 @@ Say = Callable[[str], None]
 class ArtifactResults:
     """The result arrays of all processes that run the same artifact.
 
-    rounding: how the reference model is rounded for comparison with the artifact. modes: run modes of the artifact.
-    arrays: logits and tokens of the artifact. base_arrays: logits of the untuned base, which is quantised like the
-    artifact. loader_arrays: logits and tokens of the artifact, computed by the GGUF loader of transformers. failure:
-    error message of the runtime, or "" if the run succeeded. not_restored: names of tuned tensors that could not be
-    replaced by the base's tensors. If ``not_restored`` is not empty, ``base_arrays`` do not belong to the untuned base
-    and must not be used.
+    rounding: how the reference model is rounded for comparison with the artifact. modes: the artifact's run modes, such
+    as cached. arrays: logits and tokens of the artifact. base_arrays: logits of the untuned base, which is quantised
+    like the artifact. loader_arrays: logits and tokens of the artifact, computed by the GGUF loader of transformers.
+    failure: error message of the runtime, or "" if the run succeeded. not_restored: names of tuned tensors that could
+    not be replaced by the base's tensors. If ``not_restored`` is not empty, ``base_arrays`` do not belong to the
+    untuned base and must not be used.
     """
 
     artifact: Artifact
@@ -143,7 +143,7 @@ class Execution:
         return gguf_loader.sequences_to_run(self.sequences.all, self.sequences.trained)
 
     def run_reference(self) -> None:
-        """Run the reference model in one process, once per rounding that is needed for comparison with an artifact.
+        """Run the reference model in one process, once for each rounding that the comparison with an artifact needs.
 
         The reference model also computes scores of the tokens that the artifacts chose by greedy decoding.
         """
@@ -248,7 +248,7 @@ class Execution:
         yield from excess.check_routed(tuned, base, lengths, self._tuned_positions(), most)
 
     def _tuned_positions(self) -> int:
-        """Number of positions in all sequences whose logits tuning changes through inner weights or trained tokens."""
+        """Number of positions, over all sequences, at which inner weights or trained tokens change the logits."""
         trained, computes = set(self.reference.trained_ids), self.reference.computes
         return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))
 

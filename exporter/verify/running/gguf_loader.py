@@ -70,7 +70,8 @@ def check_exact(distance: Distance, rounding: float) -> Check:
 
     The tolerance is small, because the GGUF loader of transformers and the reference model use the same kernels.
 
-    rounding: largest change of a logit caused by rounding merged matrices, or 0 if the file contains no merged matrix.
+    rounding: the largest change in a logit that results from rounding merged matrices, or 0 if the file contains no
+    merged matrix.
     """
     limit = max(LOADER_MAX_ABS, HF_ROUNDING_SHARE * rounding)
     return Check.at_most(
@@ -79,7 +80,7 @@ def check_exact(distance: Distance, rounding: float) -> Check:
 
 
 def check_quantised(distance: Distance) -> Check:
-    """Check that the loader's logits of a quantised GGUF file equal llama.cpp's, up to activation rounding."""
+    """Check that the loader's logits of a quantised GGUF equal llama.cpp's logits, up to rounding of activations."""
     detail = (
         f"mean KL from llama.cpp over {distance.positions} positions, "
         f"maximum absolute logit difference {distance.max_abs:.2g}"

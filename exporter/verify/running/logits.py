@@ -51,7 +51,7 @@ def distance(
 
 
 def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Check that a merged checkpoint has the logits of the equally rounded model with unmerged adapters."""
+    """Check that a merged checkpoint has the same logits as the reference model with equally rounded weights."""
     limit = HF_MAX_ABS
     if "rounding" in distances:
         limit = max(limit, HF_ROUNDING_SHARE * distances["rounding"].max_abs)
@@ -59,7 +59,7 @@ def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]
 
 
 def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Check an ONNX graph's logits in a full pass and, if the graph supports the modes, in cached and padded runs."""
+    """Compare an ONNX graph's logits with the reference in a full pass and, if supported, in cached and padded runs."""
     for mode in (known for known in _ONNX_MODES if known in distances):
         name = _ONNX_MODES[mode]
         if storage == "F32":
@@ -101,8 +101,7 @@ def _check_max_abs(name: str, distance: Distance, limit: float) -> Check:
 def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequence[int]) -> Check:
     """Check that each token decoded greedily by the artifact has the highest logit in the reference, up to noise.
 
-    continuations: for each prompt, the number N of the reference's arrays with scores of the tokens that the artifact
-    chose.
+    continuations: for each prompt, the number N in the names of the reference arrays that score the artifact's tokens.
     """
     total = undecided = 0
     for number, continuation in enumerate(continuations):

@@ -79,7 +79,7 @@ class Distance:
         return float(want), float(got)
 
     def figures(self) -> dict[str, float]:
-        """Return a dict from the name of each summary number in the report to the number."""
+        """Return the summaries of the distances for the report, as a dict from name to number."""
         want, got = self.perplexities
         return {
             "positions": float(self.positions),

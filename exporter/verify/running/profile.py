@@ -1,4 +1,4 @@
-"""Collect data for a report's plots: measurements per kind of position, KL per token, and sampled logit pairs."""
+"""Collect the data for a report's plots: figures for each kind of position, each token's KL, and sampled logits."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Sequences:
 
     @property
     def many(self) -> list[list[int]]:
-        """Concatenate the list of sequences ``all`` and the list of sequences ``more``."""
+        """Return the sequences in ``all``, followed by the sequences in ``more``."""
         return self.all + self.more
 
     def kinds(self) -> Iterator[list[str]]:

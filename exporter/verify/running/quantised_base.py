@@ -56,7 +56,7 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
 
 
 def _put_back(matrix: StoredMatrix, want: Expected) -> None:
-    """Replace every row of ``matrix`` that tuning changed (the trained rows, or all rows) by the untuned base's row."""
+    """Replace each row of ``matrix`` that tuning changed (only trained rows, or all rows) by the untuned base's row."""
     count = min(want.base.spec.n_rows, matrix.n_rows)
     whole = want.computed or want.full is not None
     ids = range(count) if whole else [row for row in sorted(want.rows) if row < count]

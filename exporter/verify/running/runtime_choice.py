@@ -24,7 +24,7 @@ def greedy_must_match(artifact: Artifact) -> bool:
 
 
 def reference_rounding(artifact: Artifact, reference: Reference) -> str:
-    """Return how to round the reference model: a dtype, with the suffix " whole" if norms and biases are rounded too.
+    """Return the rounding for the reference model: a dtype, followed by " whole" if norms and biases are rounded too.
 
     In a 16-bit checkpoint, norms and biases are rounded to 16 bits like the matrices. In a GGUF file, norms and biases
     remain in float32.

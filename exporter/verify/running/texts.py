@@ -1,7 +1,7 @@
 """Check tokenizers and chat templates by encoding texts, decoding tokens and rendering chats.
 
 Separate checks in ``exporter.verify`` compare the contents of tokenizer files and chat templates. The checks in this
-module run each artifact's tokenizer and chat template, as users do.
+module apply each artifact's tokenizer and chat template to texts and chats, as users do.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ CHATS: Final = (
 class TextResults:
     """Encoded texts, decoded tokens and rendered chats of the tuned model and of all artifacts.
 
-    outputs: name in the job → results of a tokenizer and a template; the tuned model has the name "tuned".  ids: the
-    token sequences to decode.  names: path of an artifact → name of the artifact in the job.
-    reason: the reason why the process failed, or "" if the process succeeded.
+    outputs: name in the job → results of a tokenizer and its chat template; the tuned model has the name "tuned". ids:
+    the token sequences to decode. names: path of an artifact → name of the artifact in the job. reason: the reason why
+    the process failed, or "" if the process succeeded.
     """
 
     outputs: Mapping[str, Mapping[str, Any]]

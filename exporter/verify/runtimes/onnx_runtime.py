@@ -130,7 +130,8 @@ def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
 def _right_padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
     """Compute the logits of all sequences in one batch that is padded on the right.
 
-    Right padding is used for graphs without the input position_ids, which count positions from the first column.
+    Right padding is used for graphs without the input position_ids, because these graphs number the positions from the
+    first column.
     """
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), np.int64)

@@ -29,7 +29,7 @@ _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save the untuned model's logits and, for each rounding, the tuned model's logits and scores of greedy tokens.
+    """Save the untuned model's logits and, for each rounding, the tuned model's logits and its scores of greedy tokens.
 
     ``job`` has the keys checkpoint, adapters, vocab, sequences (rounding → sequences), base_sequences and continuations
     (rounding → pairs of a prompt and the tokens that an artifact chose).
@@ -57,7 +57,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
 
 
 def _keep_bias_of_heads(model: Any) -> None:
-    """Add the bias of each head with token rows, which the forward pass of PEFT's token rows leaves out.
+    """Add the head's bias for heads with trained token rows, because the forward pass of PEFT's wrapper omits the bias.
 
     PEFT's own merge keeps the bias. Source: ``TrainableTokensLayer.forward_adapters`` in PEFT 0.21.
     """

@@ -20,7 +20,7 @@ _WRAPPERS = (BaseTunerLayer, TrainableTokensWrapper)
 
 @contextmanager
 def rounded(model: torch.nn.Module, dtype: torch.dtype, *, vectors: bool) -> Iterator[None]:
-    """Return a context manager in which the tuned tensors are rounded to ``dtype``, with the rounded values in fp32.
+    """Return a context manager in which the tuned tensors are rounded to ``dtype`` and then stored as fp32.
 
     vectors: whether to round norms and biases as well.
 

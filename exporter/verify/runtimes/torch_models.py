@@ -145,7 +145,7 @@ def _steps(model: Any, prompt: Sequence[int], chosen: Sequence[int]) -> torch.Te
 
 
 def model_class(config: Any) -> Any:
-    """Return the class in ``architectures``, or the class that transformers chooses for a language model."""
+    """Return the class named in ``config.architectures`` or, if unknown, an AutoModel class for language models."""
     named = (config.architectures or [None])[0]
     listed = getattr(transformers, named, None) if isinstance(named, str) else None
     if listed is not None:

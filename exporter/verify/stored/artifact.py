@@ -34,7 +34,7 @@ class StoredMatrix:
     storage: the dtype or quantisation type in which the matrix is stored.
     raw: a function (start, stop) that returns the stored bytes of the rows [start, stop) as a uint8 array of shape (n,
     bytes).
-    places: a function (row) that returns the byte ranges in files that contain the row, in order.
+    places: a function (row) that returns, in order, the byte ranges of the files that store the row.
     """
 
     name: str

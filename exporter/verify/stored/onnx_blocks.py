@@ -27,8 +27,8 @@ HALF_STEP: Final = 0.5 + 1e-4
 class BlockStorage:
     """A quantisation type with blocks of ``size`` integers, where each integer has ``bits`` bits.
 
-    zero_points: True if each block has a stored zero point, and False if the middle code represents zero. scales: the
-    dtype of the scales, one per block.
+    zero_points: True if a zero point is stored for each block, and False if the middle code of the range represents
+    zero. scales: the dtype of the scales, one per block.
     """
 
     bits: int
@@ -78,7 +78,7 @@ class BlockStorage:
         return np.concatenate([codes.reshape(count, -1), stored, *([zeros] if self.zero_points else [])], axis=1)
 
     def holds(self, rows: Array, raw: Array) -> Array:
-        """Return, as (n,) bool, which rows of ``raw`` (n, bytes) correctly quantise the rows of ``rows`` (n, hidden).
+        """Return (n,) bool: whether each row of ``raw`` (n, bytes) correctly quantises its row of ``rows`` (n, hidden).
 
         A quantisation is correct if the scales and zero points equal the values computed from the row, and if every
         code is the nearest code to the element. The method ``holds`` does not need ONNX Runtime.

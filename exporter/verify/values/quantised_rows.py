@@ -90,7 +90,7 @@ class QuantisedRows:
 
 
 def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterator[str]:
-    """Yield a message if the quantisation error of a row, or the median error of all rows, exceeds its limit.
+    """Yield a message for each exceeded limit: the limit for the error of any row, and the limit for the median error.
 
     rows: for each row, a tuple (row number, quantisation error divided by the error of the verification's quantised
     row). target: the name of the expected values, for messages.

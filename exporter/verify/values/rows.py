@@ -1,4 +1,4 @@
-"""Without running a model, check the rows and shapes of embedding and head, and whether embedding and head are tied."""
+"""Without running a model, check the rows, the shapes and the tying of embedding and head."""
 
 from __future__ import annotations
 
