@@ -165,7 +165,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def in_tensor(path: Path, tensor: str) -> Iterator[None]:
-    """Add ``path`` and ``tensor`` to the start of the message of a ``BadInput`` that names no file."""
+    """If the ``with`` body raises a BadInput that names no file, prefix its message with ``path`` and ``tensor``."""
     try:
         yield
     except BadInput as exc:

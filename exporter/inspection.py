@@ -134,7 +134,7 @@ def _onnx_models(path: Path) -> list[dict[str, Any]]:
 
 
 def _precision(file: OnnxFile) -> str:
-    """Return the block formats, then the dtypes sorted by bytes (most first), as in "int4 x 32, int8 x 32, F16"."""
+    """List the block formats, then the dtypes, largest share of bytes first, as in "int4 x 32, int8 x 32, F16"."""
     sizes = Counter[str]()
     for tensor in file.initialisers.values():
         if len(tensor.shape) > 1 and (not file.block_formats or tensor.dtype in FLOATS):  # codes are in block_formats

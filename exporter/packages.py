@@ -47,7 +47,7 @@ class Requirement:
 
 
 def _extra(name: str, **titles: str) -> tuple[Requirement, ...]:
-    """Return a requirement per package of ttexport's extra ``name``. titles: maps import names to display names."""
+    """Return one requirement for each package of the extra ``name``. titles: maps import names to display names."""
     return tuple(Requirement((module,), title, f"ttexport[{name}]") for module, title in titles.items())
 
 

@@ -106,7 +106,7 @@ def plan(
     verify: str | VerifyOptions = "rows",
     force: bool = False,
 ) -> ExportPlan:
-    """Return the plan that ``merge`` would follow with the same arguments, reading only file headers.
+    """Return the plan that ``merge`` would follow with the same arguments; only file headers are read.
 
     Without ``adapters``, the plan of the function ``export`` is returned.
 

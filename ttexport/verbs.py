@@ -55,9 +55,9 @@ def patch(
 
     A patch takes about as long as copying ``base``.
     out: the file or folder to write.
-    in_place: whether to modify ``base`` itself; ``out`` must not be given.
-    checkpoint: path or hub id of the checkpoint from which ``base`` was made, to prove the origin of ``base``, or None
-    for the checkpoint that the adapters name.
+    in_place: whether to modify ``base`` itself; if so, ``out`` must not be given.
+    checkpoint: path or hub id of the checkpoint from which ``base`` was made, which is used to check the origin of
+    ``base``; None means the checkpoint that the adapters name.
     trust_base: whether to patch ``base`` without a proof of its origin.
     dtype: the type (f32, f16 or bf16) to which the rows are first rounded, or None for the type of the rows in
     ``base``.

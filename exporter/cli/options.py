@@ -111,7 +111,7 @@ def values_of(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def spelled_as_flags() -> Iterator[None]:
-    """Convert an OptionError that the body raises into a UsageError that names command-line flags, not fields."""
+    """Convert an OptionError raised in the ``with`` body into a UsageError that names command-line flags."""
     try:
         yield
     except OptionError as exc:
@@ -123,7 +123,7 @@ def read_formats(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Format
 
     Each value of a repeatable flag is passed to the requested formats that accept the value.
 
-    Raises UsageError if no requested format has a flag that was given, and OptionError if a value is invalid.
+    Raises UsageError for a flag that none of the requested formats has, and OptionError for an invalid value.
     """
     if len(set(names)) != len(names):
         raise UsageError(f"--to: expected each format once, found {', '.join(names)}")

@@ -101,7 +101,7 @@ def original_positions(config: Mapping[str, Any], table: Mapping[str, Any]) -> i
 
 
 def windowed(family: str, config: Mapping[str, Any], layers: int, default: Collection[int]) -> frozenset[int]:
-    """Return the layers that have a sliding window according to the config's ``layer_types``, or else to ``default``.
+    """Return the sliding-window layers according to ``layer_types``, or ``default`` if the config has no such key.
 
     Raises NotExpressible for unknown types in ``layer_types``.
     """
@@ -143,8 +143,8 @@ def naming_scheme(
     """Expand a table of module names and their roles into a map from tensor names to slots.
 
     layer: maps module names inside a layer to roles; ``{}`` in a module name is replaced by the number of an expert or
-    head. members: the number of experts or heads for each role. biases: the roles with a bias. optional: the roles that
-    have a bias in some checkpoints only.
+    head. members: the number of experts or heads, for each role with a tensor per expert or head. biases: the roles
+    with a bias. optional: the roles that have a bias in some checkpoints only.
     """
     out: dict[str, Slot] = {}
 

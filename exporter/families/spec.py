@@ -17,7 +17,7 @@ from typing import Any, Literal
 class Role(Enum):
     """The role of a tensor in a decoder.
 
-    The enum value of a role is the module path by which ONNX graphs name the role.
+    The enum value of a role is the module path that names the role in ONNX graphs.
     """
 
     EMBED = "embed_tokens"
@@ -79,9 +79,9 @@ class Rope:
 
     scaling: the parameter table of the config's rope type (``rope_type`` "linear", "llama3", "yarn" or "longrope"), or
     None. original_positions: the context length before rope scaling. local_theta: the theta of sliding-window layers,
-    which are never scaled, or None if all layers have the same theta. interleaved: whether element 2i is paired with
-    element 2i + 1, instead of element i with element i + dims/2 as in most Hugging Face models. skipped: the layers
-    without rotary embedding.
+    to which rope scaling is never applied, or None if all layers have the same theta. interleaved: whether element 2i
+    is paired with element 2i + 1, instead of element i with element i + dims/2 as in most Hugging Face models. skipped:
+    the layers without rotary embedding.
     """
 
     dims: int

@@ -41,10 +41,10 @@ def peak_nbytes(
 ) -> int:
     """Return the estimated peak memory, in bytes, of a run that writes an output format.
 
-    casts: whether tensors change their dtype. parses_vocabulary: whether the run reads the tokens and merges of
-    tokenizer.json, and not only the token ids. whole_matrices: whether the run loads whole matrices, other than the
-    embedding and the LM head, to transpose the matrices. library_nbytes: memory of the packages that the output format
-    imports. quantiser: whether the run starts llama.cpp's quantiser.
+    casts: whether the run converts tensors to another dtype. parses_vocabulary: whether the run reads the tokens and
+    merges of tokenizer.json, and not only the token ids. whole_matrices: whether the run transposes matrices other than
+    the embedding and the LM head, and therefore loads each of them as a whole. library_nbytes: memory, in bytes, of the
+    Python packages that the output format imports. quantiser: whether the run starts llama.cpp's quantiser.
     """
     computed = casts or any(change.updates or change.biases or change.replaced for _, change in merge.sources.values())
     nbytes = _PROCESS_BYTES + library_nbytes + _CHUNK_BYTES + _TENSOR_BYTES * len(merge.sources)
@@ -64,6 +64,6 @@ def tracing_nbytes(nbytes: int) -> int:
 
 
 def _largest(merge: MergePlan, without: set[str | None]) -> int:
-    """Return the size in bytes, after conversion to float32, of the largest tensor that is not in ``without``."""
+    """Return the size in bytes that the largest tensor has in float32, ignoring the tensors named in ``without``."""
     specs = {name: merge.checkpoint.tensors[stored].spec for name, (stored, _) in merge.sources.items()}
     return max((4 * spec.nbytes // spec.itemsize for name, spec in specs.items() if name not in without), default=0)

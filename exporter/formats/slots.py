@@ -21,12 +21,12 @@ _BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|(attention|att
 def assign(
     model: MergedModel, specs: Mapping[str, TensorSpec], spec: DecoderSpec
 ) -> tuple[dict[str, Slot], dict[str, str]]:
-    """Assign stored tensors to the slots of the decoder.
+    """Assign stored tensors to the slots of the decoder, where a slot is a role with the layer and expert numbers.
 
     Returns two dicts, ordered by shard and tensor name: the first maps the names of assigned tensors to slots, the
-    second maps the names of dropped tensors to reasons. specs: the value of ``model.specs``. A tensor that is neither
-    assigned nor dropped is reported later, as an error of the ledger. Raises TensorMismatch for a missing tensor, or
-    for a tensor shape that contradicts the config.
+    second maps the names of dropped tensors to reasons. specs: the value of ``model.specs``, which the caller has
+    already computed. A tensor that is neither assigned nor dropped causes a LedgerError later, when the ledger is
+    closed. Raises TensorMismatch for a missing tensor, or for a tensor shape that contradicts the config.
     """
     # The checkpoint's naming scheme is the scheme with the most tensor names in common with the checkpoint.
     scheme = max(spec.naming_schemes, key=lambda names: len(names.keys() & specs.keys()))

@@ -32,12 +32,13 @@ class Format:
 
     options: the format's options class, whose attribute ``section`` is the format's name. planner: the module name and
     the name of the function that makes a ``Target`` from a group of options and a merge; the module is imported on
-    first use. file: the file name of an artifact that is the only artifact of a run, with the placeholders ``{name}``
-    (the model's name) and ``{storage}``. place: the path of an artifact in a folder with several artifacts, with the
-    placeholders ``{name}`` and ``{storage}``. patchable: whether ``ttexport patch`` accepts the format's artifacts.
-    adapter_only: whether an artifact contains the adapter without the base. keeps_quantisation: whether an artifact can
-    contain the matrices of a quantised base unchanged. library, tags: the library name and the tags in the metadata of
-    model cards on the Hugging Face hub. usage: a function that returns the usage examples for a model card.
+    first use. file: a template for the file name of a run's only artifact, with the placeholders ``{name}`` (the
+    model's name) and ``{storage}`` (the dtype or quantisation). place: a template, with the same placeholders as
+    ``file``, for the path of an artifact in a folder with several artifacts. patchable: whether ``ttexport patch``
+    accepts the format's artifacts. adapter_only: whether an artifact contains the adapter without the base.
+    keeps_quantisation: whether an artifact can contain a quantised base's matrices in their quantised form. library,
+    tags: the library name and the tags in the metadata of model cards on the Hugging Face hub. usage: a function that
+    returns the usage examples for a model card.
     """
 
     options: type[FormatOptions]

@@ -90,12 +90,12 @@ class Target:
     """A planned artifact, or a ``refusal`` with the reason why the artifact cannot be written.
 
     write: a function that writes the artifact to a path. finish: a function for a last step, such as the split of a
-    GGUF into parts; the function may create files in the folder of the path, with names that start with the path's
-    name. notes: sentences about properties of the model that the format cannot represent. nbytes: the artifact's size
-    in bytes, which is an estimate if ``estimated`` is True. work_nbytes: the total number of bytes written to make the
-    artifact, if larger than ``nbytes``. peak_nbytes: the estimated peak memory of writing the artifact, in bytes.
-    maker: the program or method that writes the artifact, for a format with several writers. place: the path of the
-    artifact below OUT, or an empty path if the artifact is OUT itself.
+    GGUF into parts; the function may create files beside the artifact whose names start with the artifact's name.
+    notes: sentences about properties of the model that the format cannot represent. nbytes: the artifact's size in
+    bytes, which is an estimate if ``estimated`` is True. work_nbytes: the number of bytes written to make the artifact,
+    including temporary files, if larger than ``nbytes``. peak_nbytes: the estimated peak memory of writing the
+    artifact, in bytes. maker: the program or method that writes the artifact, for a format with several writers. place:
+    the path of the artifact below OUT, or an empty path if the artifact is OUT itself.
     """
 
     format: str

@@ -72,7 +72,7 @@ class Interleaved(_OneSource):
 
 @dataclass(frozen=True)
 class Regrouped(_OneSource):
-    """A view of a matrix that stores q, k and v head by head.
+    """A view that reorders a matrix in which q, k and v rows are stored head by head.
 
     The view contains all q rows, then all k rows, then all v rows.
     """
@@ -169,6 +169,6 @@ class Stacked:
         return np.concatenate(parts)
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Yield the segments of each source tensor, in order."""
+        """Yield the segments (byte ranges or arrays) of all source tensors, one tensor after another."""
         for source in self.sources:
             yield from source.segments()

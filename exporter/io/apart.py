@@ -10,7 +10,7 @@ from exporter.errors import UsageError
 
 
 def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = (), hint: str = "") -> None:
-    """Raise UsageError if writing ``out`` would replace an input or a folder that contains an input, even with --force.
+    """Raise UsageError, even with --force, if writing ``out`` would replace an input or a folder that contains one.
 
     inputs: input files and folders. whole: input folders that must not contain ``out``. hint: text that is appended to
     the error message in parentheses. A path with a symlink loop is accepted, because the code that later opens the path

@@ -107,8 +107,8 @@ class ChunkWriter:
     def chunk(self, offset_bytes: int) -> Chunk:
         """Return an empty chunk.
 
-        If too many chunks are pending, the method waits for the oldest pending chunk and raises the error of that
-        chunk.
+        If too many chunks are pending, the method waits until the oldest one is written, and raises its error if
+        writing failed.
         """
         if len(self._pending) > _WORKERS:
             return Chunk(offset_bytes, self._pending.popleft().result())
@@ -155,8 +155,8 @@ class ChunkWriter:
     def _copied_by_kernel(self, chunk: Chunk) -> bool:
         """Copy the chunk from the input file to the output file within the kernel.
 
-        Returns False if the kernel cannot copy between the two files. The kernel copies the data if direct I/O is not
-        possible.
+        Returns False if the kernel cannot copy between the two files. A copy within the kernel is used only if direct
+        I/O is not possible.
         """
         if not self._kernel_copy or len(chunk.ranges) != 1 or chunk.ranges[0][1].nbytes != chunk.nbytes:
             return False

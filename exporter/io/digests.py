@@ -88,7 +88,7 @@ def digest_of(value: bytes) -> str:
 
 
 def sizes_match(folder: Path, files: Mapping[str, int]) -> bool:
-    """Whether the files in ``folder`` are exactly the files listed in ``files``.
+    """Whether ``folder`` contains exactly the files in ``files``, with the same sizes.
 
     files: maps each relative path to the size in bytes.
     """

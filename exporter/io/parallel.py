@@ -41,7 +41,7 @@ class Budget:
 def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Array]:
     """Run ``jobs`` with at most ``budget.ahead`` pending jobs, and yield the results in the order of the jobs.
 
-    If a job raises an exception, the first such exception is raised.
+    If jobs raise exceptions, the exception of the first such job is raised.
     """
     waiting: deque[Future[Array]] = deque()
     with ThreadPoolExecutor(min(budget.workers, budget.ahead)) as pool, _one_blas_thread():

@@ -1,4 +1,4 @@
-"""The decoder of OLMo 2, which normalises block outputs and whole queries and keys, but not the inputs of blocks.
+"""The decoder of OLMo 2, which normalises block outputs and whole query and key projections, but no block inputs.
 
 Source: transformers' Olmo2Config and Olmo2ForCausalLM.
 """

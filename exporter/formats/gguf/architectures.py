@@ -1,4 +1,4 @@
-"""Check that a GGUF can represent a decoder, and list the cases in which llama.cpp and transformers differ.
+"""Check that a GGUF can represent a decoder, and list why llama.cpp's results may differ from transformers'.
 
 The properties of llama.cpp's architectures are defined in ``exporter/families/llama_cpp.py`` and in the modules of the
 model families.
@@ -61,9 +61,10 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
 
 
 def _odd_yarn(rope: Rope) -> str | None:
-    """Return the first YaRN parameter in the config that llama.cpp applies differently than transformers.
+    """Return the name of the config's first YaRN parameter that llama.cpp and transformers apply differently, if any.
 
-    Every parameter that the function returns causes a KL divergence of 0.03 or more between llama.cpp and transformers.
+    For each parameter that the function can return, the KL divergence between the outputs of llama.cpp and of
+    transformers is 0.03 or more.
     """
     table = rope.scaling or {}
     given = [

@@ -100,7 +100,7 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
 
 
 def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
-    """Return the decoder's metadata keys as a dict, grouped by the names that ``Architecture.keys`` can contain."""
+    """Return a dict that maps each name that ``Architecture.keys`` can contain to the metadata keys with that name."""
     arch, attention, rope, moe = row.name, spec.attention, spec.rope, spec.moe
     epsilon = "layer_norm_rms_epsilon" if spec.norm.type == "rms" else "layer_norm_epsilon"
     counts: dict[str, int | None] = {
@@ -142,7 +142,7 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
 def _scaling(arch: str, spec: DecoderSpec) -> list[Key]:
     """Return the metadata keys for linear or YaRN rope scaling.
 
-    For llama3 and longrope, a GGUF stores the rope factors as tensors.
+    For the rope types llama3 and longrope, a GGUF stores the rope factors as tensors, not as metadata keys.
     """
     rope = spec.rope
     scaling = Settings((rope.scaling if rope else None) or {})
@@ -169,7 +169,8 @@ def _long_rope(arch: str, spec: DecoderSpec) -> list[Key]:
 def size_class(entries: Sequence[TensorEntry]) -> str:
     """Return a model's size label, such as 1.2B, or 8x7B for a mixture of experts.
 
-    In a label such as 8x7B, 8 is the number of experts, and 7B is the parameter count with a single expert per layer.
+    In a label such as 8x7B, 8 is the number of experts, and 7B is the parameter count that the model would have with a
+    single expert per layer.
     """
     shared, expert, counts = 0, 0, []
     for entry in entries:

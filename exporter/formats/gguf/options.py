@@ -22,7 +22,7 @@ def is_file_type(name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufOptions(FormatOptions):
-    """Options for writing one GGUF file per type in ``types``, or by default a single file in the base's dtype."""
+    """Options for writing one GGUF file per type in ``types``, or one in the base's dtype if ``types`` is empty."""
 
     section: ClassVar[str] = "gguf"
 
@@ -71,7 +71,7 @@ class GgufOptions(FormatOptions):
     )
 
     def check(self) -> None:
-        """Check that the options are compatible.
+        """Check that the options are compatible with each other.
 
         For example, options for llama.cpp's quantiser require a quantised type.
         """
@@ -101,7 +101,7 @@ class GgufOptions(FormatOptions):
     def artifacts(self) -> Sequence[Self]:
         """Return one copy of the options per GGUF file.
 
-        Each copy omits the options that do not apply to the type of the copy's GGUF file.
+        Options that do not apply to the type of a GGUF file are omitted from the copy for that file.
         """
         return [self._of(name) for name in self.types] or (self,)
 
@@ -110,7 +110,7 @@ class GgufOptions(FormatOptions):
         return replace(self, split_max_size=None, split_max_tensors=None)
 
     def as_released(self) -> Self:
-        """Return a copy of the options of one file, in which an unquantised type is moved from ``types`` to ``dtype``.
+        """Copy the options of one file; an unquantised type is moved from the field ``types`` to the field ``dtype``.
 
         If ``dtype`` is given, a release rounds the trained token rows directly to ``dtype``, instead of first rounding
         the rows to the base's dtype.

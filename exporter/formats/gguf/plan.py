@@ -34,10 +34,10 @@ NO_BOS_VOCAB: Final = 49152
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor of the planned GGUF, converted from the stored tensors ``sources``, or with the computed ``value``.
+    """A planned GGUF tensor, either converted from the stored tensors ``sources`` or computed (``value``).
 
-    rule: the description of the conversion, for the ledger. tensor: a lazy tensor of the rows in the stored dtype, or
-    None if ``value`` is given.
+    rule: the description of the conversion, for the ledger. tensor: a lazy tensor with the rows before they are
+    encoded, or None if ``value`` is given.
     """
 
     entry: TensorEntry
@@ -49,7 +49,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class GgufLayout:
-    """The planned GGUF, with its metadata keys, and its tensors in file order.
+    """The planned GGUF: its metadata keys, and its tensors in file order.
 
     keys: all metadata keys except provenance. dropped: maps the name of each stored tensor that is left out on purpose
     to the reason recorded in the ledger. notes: properties of the model that a GGUF cannot represent.
@@ -125,10 +125,10 @@ def plan_gguf(
 def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
     """Return a pair (slot, names of the stored tensors) for each tensor of the GGUF, in file order.
 
-    Tensors that are stored separately for each expert or head are stacked into one tensor, in the order of the expert
-    or head numbers. llama.cpp's converter writes a stacked tensor as soon as all parts of the stack have been read. The
-    converter writes the stacked expert tensors of a layer one after another, in the order of the tensor names of the
-    layer's first expert.
+    Tensors that the checkpoint stores separately for each expert or head are stacked into one GGUF tensor, ordered by
+    expert or head number. llama.cpp's converter writes a stacked tensor as soon as all parts of the stack have been
+    read. The converter writes the stacked expert tensors of a layer one after another, in the order of the tensor names
+    of the layer's first expert.
     """
     groups: dict[Slot, dict[int, str]] = {}
     last: dict[Slot, tuple[int, int]] = {}
@@ -189,7 +189,7 @@ def _planned(
 def _view(
     model: MergedModel, names: Sequence[str], slot: Slot, spec: DecoderSpec, row: Architecture
 ) -> tuple[LazyTensor, str]:
-    """Return (a view of the stored tensors in llama.cpp's layout, the text that describes the change in the ledger)."""
+    """Return (a view of the tensors in llama.cpp's layout, a ledger text that describes the change of layout)."""
     tensor = model.tensor(names[0])
     if len(names) > 1:
         if len({model.specs[name].dtype for name in names}) > 1:
@@ -209,7 +209,7 @@ def _view(
 
 
 def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architecture) -> tuple[LazyTensor, str]:
-    """Return (``tensor`` with its rows in llama.cpp's order, the text that describes the change in the ledger)."""
+    """Return (``tensor`` with its rows in llama.cpp's order, a ledger text that describes the change of order)."""
     attention = spec.attention
     if slot.role is Role.QKV and attention.qkv == "heads":
         return Regrouped(tensor, attention.heads), ", rows regrouped into all queries, all keys and all values"
@@ -277,11 +277,11 @@ def _keys(
 
 
 def _rows_dtype(model: MergedModel, ftype: str) -> str:
-    """Return the dtype to which token rows are rounded before the rows are encoded in the tensor's type.
+    """Return the dtype to which token rows are rounded before they are encoded in their tensor's GGUF type.
 
     The GGUF records the dtype so that a later patch can repeat the rounding. If a float32 model is written in a
-    narrower float type, the weights are rounded once, and a GGUF that is then quantised depends only on the rounded
-    weights, not on the float32 weights.
+    narrower float type, the weights are rounded once; if the GGUF is then quantised, the result depends only on the
+    rounded weights.
     """
     dtype = model.specs[model.tie.embedding].dtype
     return ftype if dtype == "F32" and ftype in FLOATS else dtype

@@ -29,7 +29,7 @@ _U16, _I32 = 2, 5
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Limits for each part of a split GGUF: the size of the part's tensors in bytes, and the number of tensors.
+    """Limits for each part of a split GGUF: the maximum number of tensor bytes, and the maximum number of tensors.
 
     A limit of None means that the size or the number of tensors is unlimited.
     """

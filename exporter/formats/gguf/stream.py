@@ -22,7 +22,7 @@ _CONVERT_BYTES: Final = 1 << 20
 
 
 def write_gguf(layout: GgufLayout, path: Path, progress: Progress = silent) -> None:
-    """Write the planned GGUF ``layout`` to the new file ``path``. Equal layouts give byte-identical files.
+    """Write the planned GGUF ``layout`` to the new file ``path``. Writing equal layouts gives byte-identical files.
 
     Peak memory: the size of the GGUF's header plus a few megabytes. Raises OutputError if ``path`` exists or writing
     fails, and BadInput if a tensor type cannot represent a value or if the checkpoint has changed since the GGUF was

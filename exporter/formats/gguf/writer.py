@@ -1,7 +1,8 @@
 """Serialise the GGUF container format, for any kind of model: typed keys, tensor entries, offsets and alignment.
 
 All bytes before the data section are built in memory first, so the file size is known before writing starts. The
-strings of an array are joined in a single call, because writing each string separately takes seconds for a vocabulary.
+strings of an array are joined in a single call, because writing the strings of a vocabulary one by one would take
+seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _VALUE_TYPES: Final = {"u8": 0, "u32": 4, "i32": 5, "f32": 6, "bool": 7}
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A GGUF metadata key, with the type number and the value encoded as bytes."""
+    """A GGUF metadata key: its name, its type number, and its value encoded as bytes."""
 
     name: str
     encoded: bytes

@@ -1,4 +1,4 @@
-"""Write adapters as a GGUF LoRA: store token rows as an exact pair of low-rank factors, and LoRA updates unchanged.
+"""Write adapters as a GGUF LoRA: token rows become exact low-rank factor pairs, and LoRA updates stay unchanged.
 
 Replacing one row of a matrix is an update of rank one: a one-hot column times (new row minus old row). llama.cpp reads
 the LoRA pair of ``token_embd.weight`` transposed: each token selects a row of ``lora_a``, which is then multiplied by
@@ -88,9 +88,9 @@ class LoraLayout:
 def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
     """Plan one LoRA, stored in ``dtype``, that combines all adapters of ``merge``.
 
-    Reads the low-rank factors of the adapters, and the base model's values of the token rows that change. Raises
-    NotExpressible for changes that a GGUF LoRA cannot represent: changed rows of a base with tied embeddings, new
-    tokens, replacements of whole tensors, DoRA, changed biases, changed experts.
+    Reads the low-rank factors of the adapters, and those rows of the base model's embedding and LM head that change.
+    Raises NotExpressible for changes that a GGUF LoRA cannot represent: changed rows of a base with tied embeddings,
+    new tokens, replacements of whole tensors, DoRA, changed biases, changed experts.
     """
     if not merge.adapters:
         raise NotExpressible(

@@ -32,8 +32,8 @@ _METADATA: Final = {"format": "pt"}
 class Shard:
     """A weight file of a checkpoint.
 
-    specs: the tensors of the weight file, in the base's order. whole: a weight file of the base with identical bytes,
-    or None.
+    specs: the tensors of the weight file, in the base's order. whole: the base's weight file that has identical bytes,
+    or None if there is none.
     """
 
     specs: list[TensorSpec]
@@ -55,7 +55,7 @@ class HfLayout:
     def index(self) -> dict[str, object]:
         """Return the content of ``model.safetensors.index.json``, in the format that transformers writes.
 
-        The number of parameters in the index counts tied parameters once.
+        The index contains the number of parameters, in which tied parameters are counted once.
         """
         duplicates = self.model.tie.duplicates
         parameters = sum(math.prod(spec.shape) for name, spec in self.model.specs.items() if name not in duplicates)
@@ -67,7 +67,7 @@ class HfLayout:
 
 
 def plan_hf(model: MergedModel, max_shard_bytes: int | None = None) -> HfLayout:
-    """Distribute the merged tensors over the base's shards, or over new shards of at most ``max_shard_bytes``.
+    """Distribute the tensors over the base's shards or, if ``max_shard_bytes`` is given, over new shards up to that size.
 
     A tensor larger than ``max_shard_bytes`` gets its own shard. The function reads only the headers of the base's
     files.

@@ -32,8 +32,8 @@ def client_files(
     """Return a dict that maps file names to contents, for all config and tokenizer files that the ONNX clients read.
 
     spec: the description of the decoder, or None to omit genai_config.json, which contains numbers from the
-    description. shared_cache: whether the graph accepts a preallocated KV cache that is longer than the cached tokens.
-    Raises UnreadableFile if a config or tokenizer file of the checkpoint cannot be read.
+    description. shared_cache: whether the graph accepts a preallocated KV cache with room for more tokens than are
+    cached. Raises UnreadableFile if a config or tokenizer file of the checkpoint cannot be read.
     """
     files = auxiliary_contents(model.files)
     files["config.json"] = as_json(_config(model.config, precisions))
@@ -54,7 +54,7 @@ def auxiliary_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[str, Any]:
-    """Add the table ``transformers.js_config``, with external data files and KV cache dtypes, to the config."""
+    """Add to the config the table ``transformers.js_config``, which lists external data files and KV cache dtypes."""
     given = config.get("transformers.js_config")
     table = dict(given) if isinstance(given, dict) else {}
     stems = [stem for precision in precisions for stem in precision.stems]
@@ -98,7 +98,7 @@ def _default_template(value: object) -> str | None:
 def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
     """Return the special token ids for genai_config.json.
 
-    ids: the merged contents of config.json and generation_config.json.
+    ids: one dict with the keys of config.json and generation_config.json, which contain token ids.
     """
     eos = ids.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
@@ -114,7 +114,8 @@ def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
 def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache: bool) -> dict[str, Any]:
     """Return the content of genai_config.json.
 
-    stem: file name stem of the model. ids: the merged contents of config.json and generation_config.json.
+    stem: the file name of the ONNX model, without the extension. ids: one dict with the keys of config.json and
+    generation_config.json, which contain token ids.
     """
     attention = spec.attention
     decoder = {

@@ -31,7 +31,7 @@ _BY_ROW: Final = (Role.EMBED, Role.HEAD, Role.POSITIONS)
 class PlacedInitialiser:
     """An initialiser and the initialiser's offset in the external data file.
 
-    sources: names of the checkpoint tensors that are recorded as written in the ledger.
+    sources: names of the checkpoint tensors that the ledger records as written by this initialiser.
     """
 
     value: Initialiser

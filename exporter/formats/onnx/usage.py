@@ -26,7 +26,7 @@ _CHOICES_BY_STEM: Final = {
 def onnx_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
     """Yield example code that runs an ONNX folder with onnxruntime-genai and with transformers.js.
 
-    A client is left out if the ONNX folder does not contain the files that the client needs.
+    The example for a client is left out if the ONNX folder does not contain the files that the client needs.
     """
     folder = artifacts[0]
     if f"{folder.path}/genai_config.json" in folder.files:

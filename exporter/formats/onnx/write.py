@@ -33,7 +33,7 @@ _TYPES: Final = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "U8": ir.
 
 
 def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` to the new or empty folder ``out``. Equal layouts are written as identical bytes.
+    """Write ``layout`` to the new or empty folder ``out``. Writing equal layouts gives byte-identical files.
 
     Peak memory: the size of the largest linear layer plus a few megabytes. The embedding is written in row blocks.
     Raises OutputError if ``out`` is not empty or a write fails. Raises BadInput if the checkpoint has changed since
@@ -122,8 +122,8 @@ def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
 def _fresh(out: Path) -> Iterator[None]:
     """Return a context manager that requires ``out`` to be an empty or new folder.
 
-    If the body of the ``with`` statement fails, the content of ``out`` is removed. The folder ``out`` itself is then
-    removed too, unless it existed before the ``with`` statement.
+    If the body of the ``with`` statement fails, the content of ``out`` is removed. After a failure, the folder ``out``
+    itself is also removed, unless it existed before the ``with`` statement.
     """
     with writing(out):
         created = not out.exists()

@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class FileType:
-    """A quantised file type that llama-quantize lists.
+    """A quantised file type from the list that llama-quantize prints.
 
     number: the value in the enum llama_ftype. type: the ggml type of most matrices; llama.cpp chooses other types for
     some tensors. needs_imatrix: whether llama.cpp refuses to quantise to the file type without an importance matrix.

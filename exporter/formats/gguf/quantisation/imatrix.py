@@ -28,9 +28,9 @@ _INT: Final = struct.Struct("<i")
 class Imatrix:
     """An importance matrix, which weights the columns of each tensor during quantisation.
 
-    values: maps each tensor name to the importances of the tensor's columns, as a float32 array of length experts *
-    width. datasets: the file names of the texts with which the importances were measured. chunks: the number of text
-    chunks with which the importances were measured.
+    values: maps each tensor name to the importances of the tensor's columns, as a float32 array of length width, or
+    experts * width for the stacked tensors of experts. datasets: the file names of the texts with which the importances
+    were measured. chunks: the number of text chunks with which the importances were measured.
     """
 
     values: Mapping[str, Array]

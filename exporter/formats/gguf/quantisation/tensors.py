@@ -23,7 +23,7 @@ _BLOCK: Final = 32
 
 
 def encode_rows(rows: Array, tensor_type: str) -> Array:
-    """Encode ``rows`` (n, width) in any ggml type, as the same bytes that llama-quantize writes.
+    """Encode ``rows`` (n, width) in any ggml type, as the same bytes as llama-quantize writes.
 
     The result is a uint8 array of shape (n, bytes per row). Raises BadInput for values that the type cannot represent;
     NotExpressible for a type to which llama.cpp does not quantise, and for rows that do not fill whole blocks;

@@ -71,7 +71,7 @@ def _template(step: Mapping[str, Any], specials: Specials) -> None:
 
 
 def _pieces(template: Any) -> list[tuple[str, str]]:
-    """Return the pieces of a post-processor's template, as pairs ("SpecialToken" or "Sequence", id)."""
+    """Return the elements of a post-processor's template, as pairs ("SpecialToken" or "Sequence", id)."""
     out = []
     for piece in template if isinstance(template, list) else []:
         for piece_type in ("SpecialToken", "Sequence"):

@@ -96,8 +96,8 @@ class PreTokenizer:
     """A pre-tokenizer: its steps, its name in llama.cpp, and the value of ignore_merges that the BPE model must have.
 
     by_model_type: maps some model types to another llama.cpp name; ``name`` applies to all other model types.
-    ignore_merges: the required value of the flag, or None to accept both values if the flag only affects vocabulary
-    words that cannot be built by merges.
+    ignore_merges: the required value of the flag; None accepts either value, provided that the flag affects only
+    vocabulary words that cannot be built by merges.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Find llama.cpp's name for the pre-tokenizer in a tokenizer.json by looking up the structure of the pre-tokenizer.
 
 llama.cpp's converter identifies a tokenizer by a hash of the token ids of a test text, so the converter no longer
-recognises a tokenizer to which a single token has been added. The structure of a pre-tokenizer does not change if
-tokens are added to the vocabulary.
+recognises a tokenizer after even one token is added. The structure of a pre-tokenizer does not change if tokens are
+added to the vocabulary.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _ignores_merges(tokenizer: Mapping[str, Any]) -> bool:
 def steps(node: Any) -> tuple[Step, ...]:
     """Return the steps of a pre-tokenizer in a canonical form.
 
-    In the canonical form, sequences are flattened, equivalent steps are spelled alike, and fields that do not affect
-    the tokens (``trim_offsets``) are omitted.
+    In the canonical form, nested sequences are flattened, equivalent steps are written in the same way, and the field
+    ``trim_offsets``, which does not affect the tokens, is omitted.
     """
     if not isinstance(node, Mapping):
         return ()

@@ -1,4 +1,4 @@
-"""Read the pieces, scores and types of a SentencePiece tokenizer (BPE or unigram) from its model or JSON file.
+"""Read the pieces, scores and types of a SentencePiece tokenizer (BPE or unigram) from tokenizer.model or .json.
 
 For SentencePiece BPE, llama.cpp does not use merges: llama.cpp joins two neighbouring pieces if their concatenation is
 also a piece, and first joins the pair whose concatenation has the highest score. A tokenizer.json contains merges but
@@ -156,7 +156,8 @@ def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
 def _check_bytes(table: TokenTable, algorithm: int) -> None:
     """Check that llama.cpp supports the set of byte pieces in a SentencePiece model.
 
-    llama.cpp requires all 256 byte pieces in a BPE model, and no byte pieces in a unigram model.
+    llama.cpp requires all 256 byte pieces (<0x00> to <0xFF>) in a BPE model, and does not support byte pieces in a
+    unigram model.
     """
     present = {text for text, type_ in zip(table.texts, table.types, strict=True) if type_ == BYTE}
     if algorithm == UNIGRAM:

@@ -109,7 +109,7 @@ def _unigram(normalizer: tuple[Step, ...], pre_tokenizer: tuple[Step, ...]) -> S
 
 
 def _without_map(steps: Sequence[Step]) -> tuple[tuple[Step, ...], bytes | None]:
-    """Return (the normalizer steps that follow a leading character map, the character map).
+    """Return (the normalizer steps without a character map at the start, that character map or b"" if there is none).
 
     Returns None for the character map if the map is not valid base64.
     """
@@ -124,7 +124,7 @@ def _without_map(steps: Sequence[Step]) -> tuple[tuple[Step, ...], bytes | None]
 def _steps(node: Any, children: str) -> list[Step]:
     """Return the steps of a normalizer or pre-tokenizer in a canonical form.
 
-    In the canonical form, sequences are flattened, and equivalent steps are spelled alike.
+    In the canonical form, nested sequences are flattened, and equivalent steps are written in the same way.
     """
     if not isinstance(node, Mapping):
         return []

@@ -1,8 +1,8 @@
 """Make the GGUF metadata for special tokens: the token ids, and the flags for adding a special token to each text.
 
 The id of a special token is looked up in tokenizer_config.json and config.json, in the same order as in llama.cpp's
-converter, and then in special_tokens_map.json and generation_config.json. The flag of a special token is looked up in
-the post-processor of tokenizer.json, and then in tokenizer_config.json.
+converter, and then in special_tokens_map.json and generation_config.json. The flag for adding a special token is looked
+up in the post-processor of tokenizer.json, and then in tokenizer_config.json.
 
 llama.cpp finds fill-in-the-middle tokens and most end-of-turn tokens by their text. A GGUF written by ttexport
 therefore contains the id of an end-of-turn token only if llama.cpp would not find the token by its text.
@@ -97,7 +97,7 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _fill(special_ids: dict[str, int], config: Mapping[str, Any], name: str, rows: int) -> None:
-    """For each kind of special token that has no id yet, add the id in a config."""
+    """For each kind of special token whose id is still unknown, add the id that a config gives, if any."""
     for role in _KINDS:
         token_id = config.get(f"{role}_token_id")
         if type(token_id) is int and token_id >= 0:  # older configs use -1 for a missing token
@@ -114,7 +114,7 @@ def _further_ends(
 ) -> list[str]:
     """Add the configs' second and later EOS tokens as EOT and EOM tokens.
 
-    Returns a note if a GGUF has no key for an EOS token.
+    Returns a note that lists the EOS tokens for which no GGUF key is left.
     """
     texts = {token_id: text for text, token_id in ids.items()}
     left = []

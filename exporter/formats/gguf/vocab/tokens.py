@@ -48,7 +48,10 @@ class AddedToken:
 
 
 class TokenTable:
-    """The tokens of an embedding with ``rows`` rows, by token id. source: the tokenizer file, for error messages."""
+    """The token of each row of an embedding with ``rows`` rows; the row number is the token id.
+
+    source: the tokenizer file, for error messages.
+    """
 
     def __init__(self, rows: int, source: Path) -> None:
         """Create a token table in which all rows are unused."""
@@ -71,7 +74,7 @@ class TokenTable:
         self.texts[token_id], self.types[token_id], self.scores[token_id] = text, type_, score
 
     def put_all(self, vocab: Mapping[str, int], type_: int) -> None:
-        """Set all tokens of ``vocab`` (text → id), without scores. The loop is fast enough for 250,000 tokens."""
+        """Set all tokens of ``vocab`` (text → id), without scores. Even 250,000 tokens take little time."""
         texts, types = self.texts, self.types
         for text, token_id in vocab.items():
             texts[token_id] = text
@@ -158,7 +161,7 @@ def flag_notes(added: Iterable[AddedToken]) -> list[str]:
 
 
 def normalised_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Return notes on added tokens that transformers matches in the normalised text, and llama.cpp in the raw text."""
+    """Return notes on added tokens that transformers matches in the normalised text but llama.cpp in the raw text."""
     normalized = [token for token in added if token.normalized]
     return _note(
         normalized,

@@ -111,10 +111,10 @@ class Attention:
 
     @cached_property
     def _long_angles(self) -> Sequence[ir.Value]:
-        """Return the longrope cosines and sines [B, S, dims / 2] for the positions of the tokens in a call.
+        """Return the longrope cosines and sines [B, S, dims / 2] for the token positions in a call of the graph.
 
-        If a call reaches beyond the original context length, longrope uses the long factors for all positions of the
-        call, as in transformers. Keys already in the KV cache are not rotated again.
+        If the tokens of a call extend beyond the original context length, longrope uses the long factors for all
+        positions of the call, as in transformers. Keys already in the KV cache are not rotated again.
         """
         make, rope, positions = self.make, self.spec.rope, self.inputs.position_ids
         assert rope is not None
@@ -165,7 +165,7 @@ class Attention:
 
     @cached_property
     def _window_mask(self) -> ir.Value:
-        """Restrict ``_mask`` to a sliding window of ``window`` keys that ends at the query's own position."""
+        """Return ``_mask``, restricted to a sliding window of ``window`` keys that ends at the query's own position."""
         make, at = self.make, "window_mask"
         keys, queries = self._positions
         assert self.attention.window is not None

@@ -1,7 +1,7 @@
 """Build the ONNX graph of a decoder from standard operators of opset 23 or from ONNX Runtime's own operators.
 
-Dimensions in comments: B is the batch size, S the tokens of the current call, T the tokens including the KV cache, H
-the hidden size, V the vocabulary size.
+Dimensions in comments: B is the batch size, S the number of tokens in the current call, T the number of tokens
+including the KV cache, H the hidden size, V the vocabulary size.
 Source: the ONNX operator documentation of opset 23.
 """
 
@@ -115,7 +115,7 @@ class _Decoder:
         return modules.linear(Role.DOWN, layer, gated)
 
     def _logits(self, x: ir.Value) -> ir.Value:
-        """Return the logits in float32 whatever the precision of the model, because clients sample from the logits."""
+        """Return the logits, in float32 regardless of the model's precision, because clients sample from them."""
         make, at = self.make, path(Role.HEAD, None)
         x = head(make, x, self.head, at, fused=self.fused)
         x = self.modules.scaled(x, self.spec.logit_scale, f"{at}.scaled")

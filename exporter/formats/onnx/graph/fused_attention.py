@@ -23,8 +23,8 @@ class FusedAttention(Attention):
     """Builds attention with ONNX Runtime's operator GroupQueryAttention instead of standard operators.
 
     GroupQueryAttention does not support left padding, and defines sliding windows differently from transformers.
-    Therefore, the graph passes T as the length of every sequence to GroupQueryAttention, and masks keys with an
-    attention bias.
+    Therefore, the graph passes T, the number of tokens including the KV cache, to GroupQueryAttention as the length of
+    every sequence, and masks keys with an attention bias.
     """
 
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
@@ -80,7 +80,7 @@ class FusedAttention(Attention):
     def _hidden(self, mask: ir.Value, name: str) -> ir.Value:
         """Return an attention bias [B, 1, S, T] that is 0 for visible keys and half the lowest float for masked keys.
 
-        With half the lowest float, the sum of the bias and an attention score stays finite.
+        The bias is half the lowest float, so that the sum of the bias and an attention score stays finite.
         """
         least = float(np.finfo(self.make.floats.numpy()).min) / 2
         return self.make.op("Where", [mask, self.make.number(0.0), self.make.number(least)], name)

@@ -38,9 +38,9 @@ def linear(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
 def select_linear(make: Builder, x: ir.Value, module: str, number: ir.Value, count: int, name: str) -> ir.Value:
     """Multiply ``x`` [n, H] by the matrix with index ``number`` among the ``count`` stacked matrices of ``module``.
 
-    A Gather node first copies the matrix out of the stack, and also dequantises the matrix if it is quantised. The
-    operator MatMulNBits would take 2.5 times as long for a single token. MatMulNBits would also have to dequantise the
-    matrix, because codes that are copied out of a stack cannot be packed at session start.
+    A Gather node first copies the matrix out of the stack, and also dequantises the matrix if it is quantised. For a
+    single token, using the operator MatMulNBits instead would take 2.5 times as long. MatMulNBits would also have to
+    dequantise the matrix, because codes that are copied out of a stack cannot be packed at session start.
     """
     weight = make.weight(f"{module}.{WEIGHT}")
     if not _is_quantised(make, module):

@@ -1,7 +1,7 @@
 """Build the linear layers, norms and activations of a decoder's ONNX graph. All nodes are named by module path.
 
-Dimensions in comments: B is the batch size, S the tokens of the current call, T the tokens including the KV cache, H
-the hidden size, V the vocabulary size.
+Dimensions in comments: B is the batch size, S the number of tokens in the current call, T the number of tokens
+including the KV cache, H the hidden size, V the vocabulary size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from exporter.formats.onnx.graph.linear import linear
 
 
 def path(role: Role, layer: int | None, part: str = "") -> str:
-    """Return the module path of a role (``layers.3.self_attn.q_proj``), or the tensor name if ``part`` is given."""
+    """Return a role's module path (``layers.3.self_attn.q_proj``), followed by ``.{part}`` if ``part`` is given."""
     stem = role.value if layer is None else f"layers.{layer}.{role.value}"
     return f"{stem}.{part}" if part else stem
 
@@ -55,7 +55,7 @@ class Modules:
         return make.op("Add", [product, *bias], name) if bias else product
 
     def split(self, x: ir.Value, sizes: Mapping[str, int]) -> Sequence[ir.Value]:
-        """Split ``x`` along the last axis. sizes: output name → size of the output along the axis."""
+        """Split ``x`` along the last axis. sizes: maps each output name to the size of that output along the axis."""
         return self.make.ops("Split", [x, self.make.constant(*sizes.values())], next(iter(sizes)), list(sizes), axis=-1)
 
     def scaled(self, x: ir.Value, factor: float, name: str) -> ir.Value:

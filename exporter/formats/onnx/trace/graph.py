@@ -134,7 +134,7 @@ def _store_transposed(weight: ir.Value) -> None:
 
 
 def _as_gemm(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
-    """Replace the MatMul with the transpose of ``weight`` (V, H) by a Gemm that reads ``weight`` itself."""
+    """Replace the MatMul that multiplies by the transpose of ``weight`` (V, H) with a Gemm that reads ``weight``."""
     x, (result,) = product.inputs[0], product.outputs
     assert x is not None
     assert weight.shape is not None

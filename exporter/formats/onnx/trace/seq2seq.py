@@ -154,7 +154,7 @@ def _example(model: Any) -> tuple[torch.Tensor, Cache]:
 
 
 def _slice_inputs(graph: ir.Graph) -> None:
-    """Add Slice nodes that empty unused KV caches and drop encoder states that are already cached."""
+    """Add Slice nodes that shorten unused KV caches to length 0, and drop encoder states that are already cached."""
     flag = ir.Value(name=USES_CACHE, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.BOOL))
     start, end = constant(graph, "cache.start", 0), constant(graph, "cache.end", _END)
     counting = ir.node("Where", [flag, end, start], name="cache.counting")
@@ -176,7 +176,7 @@ def _slice_inputs(graph: ir.Graph) -> None:
 def _sliced(graph: ir.Graph, value: ir.Value, axis: int, start: ir.Value, end: ir.Value, length: str) -> ir.Node:
     """Insert a Slice of the graph input ``value``, and replace all other uses of ``value`` by the Slice.
 
-    length: name of the input's dimension ``axis``.
+    length: name of the dimension ``axis`` of the graph input.
     """
     axes = graph.initializers.get(f"axis.{axis}") or constant(graph, f"axis.{axis}", axis)
     node = ir.node("Slice", [value, start, end, axes], name=f"{value.name}.cut")

@@ -35,7 +35,7 @@ class Blocks:
     size: int = BLOCK
 
     def codes(self, rows: Array) -> Array:
-        """Quantise rows (n, K) to packed codes (n, K / size, size * bits / 8) uint8.
+        """Quantise rows (n, K) to packed codes, a uint8 array of shape (n, K / size, size * bits / 8).
 
         Raises BadInput for NaN or infinity.
         """
@@ -59,7 +59,7 @@ class Blocks:
         return stored
 
     def zero_points(self, rows: Array) -> Array:
-        """Return the zero points of rows (n, K), packed like codes: (n, ceil(K / size * bits / 8)) uint8."""
+        """Return the zero points of rows (n, K), packed like codes in a uint8 array (n, ceil(K / size * bits / 8))."""
         _, zeros = self._scales(rows)
         whole = zeros.astype(np.uint8).reshape(len(rows), -1)
         if self.bits == 8:

@@ -116,7 +116,7 @@ def in_blocks(
 
 
 def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Array]:
-    """Yield blocks of converted rows, computed on several threads.
+    """Yield the rows of ``tensor`` in blocks, to which several threads apply the function ``convert``.
 
     The number of rows in a block is a multiple of ``tensor.unit``.
     """

@@ -28,7 +28,7 @@ def reads_packed(spec: DecoderSpec, layer: int) -> bool:
 
 
 def rotates_inside(spec: DecoderSpec, layer: int) -> bool:
-    """Whether GroupQueryAttention can rotate queries and keys, which requires whole heads and the main rotary cache."""
+    """Whether GroupQueryAttention can apply the rotary embedding: it must rotate whole heads and use the main cache."""
     rope = spec.rope
     if rope is None or layer in rope.skipped or rope.interleaved or rope.dims != spec.attention.head_dim:
         return False

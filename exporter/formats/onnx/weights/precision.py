@@ -1,13 +1,13 @@
 """Define the precisions of ONNX models: the name of each precision, and the storage format of each tensor.
 
-In the precision int8, activations remain floats, and the runtime rounds the activations block by block. The mean KL
-divergence of SmolLM2 in int8 is 6e-3. Quantising whole activation tensors (DynamicQuantizeLinear with MatMulInteger)
-would be as fast as int8, but would have a mean KL divergence of 0.74.
+In the precision int8, the activations in the graph are floats, which the runtime quantises block by block for each
+matrix product. The mean KL divergence of SmolLM2 in int8 is 6e-3. Quantising whole activation tensors
+(DynamicQuantizeLinear with MatMulInteger) would be as fast, but would have a mean KL divergence of 0.74.
 
 int4 is a mixed precision, like llama.cpp's file types: the most sensitive matrices are stored in 8 bits. With 4 bits
-for all matrices, SmolLM2's mean KL divergence is 0.5. The divergence of 0.5 with 4-bit matrices is the same with
-symmetric and asymmetric codes, with nearest and least-squares scales, and even if every weight is moved at random
-within its 4-bit step.
+for all matrices, SmolLM2's mean KL divergence is 0.5. The KL divergence with 4-bit matrices is also 0.5 if the codes
+are asymmetric instead of symmetric, if the scales are fitted by least squares, and even if every weight is moved at
+random within its 4-bit step.
 """
 
 from __future__ import annotations

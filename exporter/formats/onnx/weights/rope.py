@@ -72,7 +72,7 @@ def _main(rope: Rope, max_positions: int) -> Table:
 
 
 def _powers(dims: int, theta: float) -> Float32:
-    """Return theta to the power of 2i / dims, rounded to float32 once.
+    """Return theta to the power of 2i / dims for i = 0, …, dims / 2 - 1, each rounded to float32 only once.
 
     numpy's float32 power is not always correctly rounded.
     """
@@ -93,7 +93,7 @@ def _by_factors(rope: Rope, key: str) -> Float32:
 
 
 def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int) -> Float32:
-    """Scale frequencies for llama3: divide low frequencies by ``factor``, keep high frequencies, ramp in between."""
+    """Scale frequencies for llama3: divide low ones by ``factor``, keep high ones, and interpolate in between."""
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     if high <= low:
         raise BadInput(f"config.json: high_freq_factor: expected a value above low_freq_factor ({low}), found {high}")
@@ -106,7 +106,7 @@ def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int
 
 
 def _yarn(rope: Rope, settings: Settings, factor: float, context: int) -> Float32:
-    """Scale frequencies for YaRN: divide low frequencies by ``factor``, keep high frequencies, ramp in between.
+    """Scale frequencies for YaRN: divide low ones by ``factor``, keep high ones, and interpolate in between.
 
     Source: YaRN (Peng et al. 2023), section 3.2.
     """
@@ -142,7 +142,7 @@ def _yarn_magnitude(settings: Settings, factor: float) -> float:
 
 
 def cache(function: Callable[..., Array], table: Table, positions: int) -> Iterator[Float32]:
-    """Yield the cosines or sines (``function``) of all rotary angles in row blocks of float32 (positions, dims / 2).
+    """Yield ``function`` (cosine or sine) of all rotary angles (positions, dims / 2) as float32, in blocks of rows.
 
     Peak memory: four blocks of at most ``BLOCK_BYTES`` each, including blocks in float64.
     """
