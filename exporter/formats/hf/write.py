@@ -67,7 +67,7 @@ class HfLayout:
 
 
 def plan_hf(model: MergedModel, max_shard_bytes: int | None = None) -> HfLayout:
-    """Distribute the tensors over the base's shards or, if ``max_shard_bytes`` is given, over new shards up to that size.
+    """Distribute tensors over the base's shards or, if ``max_shard_bytes`` is given, over new shards up to that size.
 
     A tensor larger than ``max_shard_bytes`` gets its own shard. The function reads only the headers of the base's
     files.
