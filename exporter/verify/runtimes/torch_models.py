@@ -173,7 +173,7 @@ def arguments(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
     """
     inner = plain(model)
     names = inspect.signature(inner.forward).parameters
-    listens, end = inner.main_input_name == "input_features", inner.config.eos_token_id
+    listens, end = inner.main_input_name == "input_features", getattr(inner.config, "eos_token_id", None)
     if inner.config.is_encoder_decoder and inner.get_output_embeddings() is None and isinstance(end, int):
         tokens = torch.cat([tokens, torch.tensor([[end]])], dim=1)  # a classifier reads the state of the last token
     given: dict[str, Any] = {} if listens else {"input_ids": tokens}
