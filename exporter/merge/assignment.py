@@ -69,7 +69,7 @@ def _refuse_new_head(checkpoint: Checkpoint, edit: Edit) -> None:
         load = f"{classes[0]}.from_pretrained(base, num_labels={edit.tensor.spec.n_rows})"
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            f"the adapter contains the head {head!r} of {classes[0]}, and the base is a {modules.architecture.name}",
+            f"the adapter contains {head!r}, the head of {classes[0]}, but the base is a {modules.architecture.name}",
             instead=f"save the base with {load}.save_pretrained(folder), and merge onto that folder",
         )
 

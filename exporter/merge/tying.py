@@ -145,7 +145,7 @@ def _rows(change: Change) -> dict[int, Array]:
 
 
 def _same_update(update: LowRank, other: LowRank) -> bool:
-    """Whether a low-rank update of the embedding and one of the head change the two matrices equally.
+    """Whether the low-rank updates of the embedding and of the head change both matrices by the same amount.
 
     If embedding and head are tied, PEFT stores the update twice, and the factors for the head are the transposes of the
     factors for the embedding. DoRA updates of embedding and head are never equal, because the norms of the two updates

@@ -86,7 +86,7 @@ class Architecture:
 
     @cached_property
     def _replaced(self) -> dict[str, Submodel]:
-        """Map module paths to nested models, for the nested models whose class differs from the class in the facts."""
+        """The nested models whose class differs from the class recorded in ``facts``, by module path."""
         recorded = {path: name for path, name, _, _ in self.facts.submodels}
         return {sub.path: sub for sub in self.submodels if recorded.get(sub.path, sub.name) != sub.name}
 

@@ -74,7 +74,7 @@ def test_a_classifier_trained_on_a_causal_base_names_the_class_to_save(
     tuned = adapter(model, tmp_path / "adapter", "SEQ_CLS")
     assert run(["merge", str(tuned), "--base", str(causal), "-o", str(tmp_path / "out")]) == 5
     line = capsys.readouterr().err
-    assert "the head 'score' of MistralForSequenceClassification" in line
+    assert "'score', the head of MistralForSequenceClassification, but the base is" in line
     assert "MistralForSequenceClassification.from_pretrained(base, num_labels=3)" in line
     classifier = AutoModelForSequenceClassification.from_pretrained(causal, num_labels=3)
     classifier.save_pretrained(tmp_path / "classifier")

@@ -62,7 +62,7 @@ def truth(name: str, value: bool) -> Key:
 
 
 def text(name: str, value: str) -> Key:
-    """Return a key with a string value."""
+    """Return the bytes of a metadata key with a string value."""
     return Key(name, struct.pack("<I", STRING) + _string(value))
 
 

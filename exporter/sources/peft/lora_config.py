@@ -102,9 +102,9 @@ class LoraSettings:
 
         count: number of updates of the module in the adapter file. An entry of target_parameters matches the last
         segments of a parameter's path. An entry without a module name, such as ``down_proj``, matches every module that
-        has the parameter. Parameters that match only an entry without a module name are returned only if the other
-        entries match fewer than ``count`` parameters. For a module in target_modules, no parameters are returned,
-        because PEFT does not apply LoRA to both a module and its single parameters. Source:
+        has the parameter. Entries without a module name are a fallback: the parameters that only such entries match
+        are returned if the other entries match fewer than ``count`` parameters. For a module in target_modules, no
+        parameters are returned, because PEFT does not apply LoRA to both a module and its single parameters. Source:
         ``BaseTuner._inject_parameters``.
         """
         if not self.parameters or targets(self.path, self.target_modules, module):

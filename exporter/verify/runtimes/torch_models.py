@@ -61,8 +61,8 @@ def load_checkpoint(path: str) -> Any:
 def _dequantised(model: Any) -> Any:
     """Convert all parameters to fp32, and round all matrices except embedding and head to bfloat16.
 
-    bfloat16 is the dtype of the dequantised matrices in transformers. If the reference is later rounded to bfloat16,
-    the dequantised matrices stay unchanged.
+    bfloat16 is the dtype of the dequantised matrices in transformers. The rounded matrices are exact in bfloat16, so a
+    later rounding of the reference to bfloat16 does not change them.
     """
     model = model.float()
     outer = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}

@@ -1,8 +1,8 @@
 """Find llama.cpp's name for the pre-tokenizer in a tokenizer.json by looking up the structure of the pre-tokenizer.
 
-llama.cpp's converter identifies a tokenizer by a hash of the token ids of a test text, so the converter no longer
-recognises a tokenizer after even one token is added. The structure of a pre-tokenizer does not change if tokens are
-added to the vocabulary.
+llama.cpp's converter identifies a tokenizer by a hash of the token ids of a test text, so the converter fails to
+recognise a tokenizer if an added token changes the encoding of that text. The structure of a pre-tokenizer does not
+change if tokens are added to the vocabulary.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class _Decoder:
     def _maybe_norm(self, role: Role, layer: int, x: ir.Value, otherwise: ir.Value | None = None) -> ir.Value:
         """Return ``x``, normalised by the norm of ``role``.
 
-        If the decoder has no norm of the role, returns ``otherwise``, or ``x`` if ``otherwise`` is None.
+        If the decoder has no norm for ``role``, return ``otherwise``; if ``otherwise`` is None, return ``x`` unchanged.
         """
         if self.modules.has(role, layer):
             return self.modules.norm(role, layer, x)
