@@ -16,6 +16,7 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.onnx.file import OnnxFile
 from exporter.tensors import Array
 from fixtures.hostile.cases import HOSTILE, MENTIONS, PICKLE_MARKER
+from tests.marks import needs_llama_cpp
 from tests.support.documents import read_report
 from tests.support.trained import NEW_TOKENS, TRAINED_IDS
 
@@ -94,6 +95,7 @@ def test_quant_is_repeatable_from_one_command(tiny_adapter: Path, tiny_tied: Pat
     assert names == ["rows-F16.gguf", "rows-Q8_0.gguf"]
 
 
+@needs_llama_cpp
 def test_quant_is_for_the_format_that_knows_it_in_any_case(
     tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -193,7 +195,12 @@ def test_force_does_not_lose_the_old_artifact_to_a_failure(
         (["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "int8", "-o", "x"], 5, "INT8"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "onnx", "--quant", "Q4_K_M", "-o", "x"], 5, "q4_k_m"),
         (["merge", "{adapter}", "--to", "gguf", "--quant", "Q4_0", "--quant", "q4_0"], 2, "each value once"),
-        (["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "IQ2_XXS", "-o", "x"], 5, "--imatrix"),
+        pytest.param(
+            ["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "IQ2_XXS", "-o", "x"],
+            5,
+            "--imatrix",
+            marks=needs_llama_cpp,
+        ),
         (["merge", "{adapter}", "--to", "gguf", "--quant", "Q8_0", "--imatrix", "i"], 2, "--imatrix"),
         (["merge", "{adapter}", "--to", "hf", "--output-tensor-type", "Q6_K"], 2, "--output-tensor-type"),
         (["merge", "{adapter}", "--to", "gguf", "--quant", "Q4_0", "--token-embedding-type", "q6"], 2, "found 'q6'"),
