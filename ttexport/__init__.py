@@ -8,7 +8,7 @@
 
 Each function of this package does the same as the ``ttexport`` subcommand with the same name. All errors are subclasses
 of ``TTExportError``, and no function prints anything. Names are imported on first use, so ``import ttexport`` imports
-neither torch nor the libraries that single formats need.
+neither torch nor any library that only one format needs.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def file_kind(path: str) -> str:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return the sorted paths, with slashes, of all files, broken links and empty folders below ``folder``.
+    """Return the sorted paths, with "/" as separator, of all files, broken links and empty folders below ``folder``.
 
     Files that git or the hub's client adds are omitted.
     """

@@ -53,7 +53,7 @@ class Part:
         return all(held.get(number, size) == size for number, size in enumerate(self.stored_shape))
 
     def covers_axis(self, axis: int) -> bool:
-        """Whether the stored tensor contains all positions along the parameter's ``axis`` (counted from the end)."""
+        """Whether the stored tensor covers the parameter's full length along ``axis``, where -1 is the last axis."""
         return _length(self.block.axes[axis].at) == self.shape[axis]
 
 

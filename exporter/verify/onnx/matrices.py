@@ -32,7 +32,7 @@ class OnnxMatrix:
     parts: Sequence[str]
 
     def raw(self) -> Array:
-        """Return the bytes of all parts, concatenated row by row, as an array of shape (n, bytes)."""
+        """Join row i of every part into row i of the result, a byte array of shape (rows, total bytes per row)."""
         sides = [self.file.rows(name, 0, self.file.initialisers[name].shape[0]) for name in self.parts]
         count = len(sides[0])
         return np.concatenate([np.ascontiguousarray(side).view(np.uint8).reshape(count, -1) for side in sides], axis=1)

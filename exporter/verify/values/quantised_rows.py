@@ -1,9 +1,9 @@
 """Compare rows of quantised tensors with their expected values.
 
 A stored row passes if the verification quantises the expected row to the same bytes. If the artifact was quantised with
-an importance matrix or with a different build of the quantiser, the bytes of every row differ. A stored row with
-different bytes passes if the row's quantisation error is at most a fixed multiple of the error that results when the
-verification quantises the expected row.
+an importance matrix or with a different build of the quantiser, the bytes of any row may differ from those that the
+verification computes. A stored row with different bytes passes if the row's quantisation error is at most a fixed
+multiple of the error that results when the verification quantises the expected row.
 
 For sums of base and updates, few stored rows equal the verification's quantised rows byte for byte, even with the same
 quantiser. The check of a sum measures the update over the whole tensor, because an update may be smaller than the
