@@ -84,7 +84,7 @@ class PatchPlan(ABC):
 
     @property
     def rewrites(self) -> bool:
-        """Whether the artifact cannot be patched in place, so that the patch writes the whole artifact anew."""
+        """Whether ``--in-place`` was requested, but the whole artifact is rewritten because unchanged bytes move."""
         return self.spec.in_place and self.moves_bytes
 
     @property

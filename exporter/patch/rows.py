@@ -147,7 +147,7 @@ def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
 
 
 def _refuse(base: VocabTensors, edit: Edit) -> NoReturn:
-    """Raise NotExpressible if an adapter edit is not a replacement of token rows.
+    """Raise NotExpressible for ``edit``, a change by the adapter that does not replace token rows.
 
     If a base checkpoint is given, a whole vocabulary matrix in an adapter was already replaced by only its changed
     rows.

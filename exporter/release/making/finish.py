@@ -57,12 +57,12 @@ def run_facts(
 
 
 def job_facts(made: Mapping[str, Made]) -> dict[str, dict[str, Any]]:
-    """Return the entries about finished jobs that are written to ``run.json``."""
+    """Return the entries of ``run.json`` that describe finished jobs."""
     return {job: {"key": line.key, "seconds": line.seconds, "method": line.method} for job, line in made.items()}
 
 
 def verify_facts(seconds: Mapping[str, float], verifications: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return the entries about verifications that are written to ``run.json``.
+    """Return the entries of ``run.json`` that describe verifications.
 
     seconds: maps each model to the duration of its verification. verifications: maps each model to the digest of its
     verification settings.
