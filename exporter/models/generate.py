@@ -14,7 +14,6 @@ import argparse
 import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from exporter.models.architecture import pattern_of
 from exporter.models.data import CLASSES, CONVERSIONS, FOLDER
 from exporter.models.generate_settings import configs, constructible, quiet, without_timm
 
@@ -44,7 +44,6 @@ _TASKS: Final = {
 }
 #: The first of several vocabulary sizes that equal no other dimension of a model, to recognise vocabulary axes.
 _FIRST_SIZE: Final = 1_000_003
-_LAYER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def conversions() -> dict[str, list[dict[str, Any]]]:
@@ -116,7 +115,7 @@ def facts_of(name: str, *, complete: bool = False) -> dict[str, Any]:
         model = cls(config)
     state = model.state_dict(keep_vars=True)
     modules = {id(module): path for path, module in reversed(list(model.named_modules(remove_duplicate=False)))}
-    embedding = modules.get(id(_embedding(model)))
+    embedding = modules.get(id(_ask(model, "get_input_embeddings")))
     places = {id(table): path for path, table in reversed(list(configs(config)))}
     submodels = [
         (path, module)
@@ -127,7 +126,7 @@ def facts_of(name: str, *, complete: bool = False) -> dict[str, Any]:
         "prefix": model.base_model_prefix,
         "children": sorted({key.partition(".")[0] for key in state} | {path for path, _ in model.named_children()}),
         "embedding": embedding,
-        "head": modules.get(id(_head(model))),
+        "head": modules.get(id(_ask(model, "get_output_embeddings"))),
         "ties": list(_ties(model, submodels, places, defaults)),
         "tables": sorted(_tables(state, sizes)),
         "ignored": sorted(model._keys_to_ignore_on_load_unexpected or ()),
@@ -135,7 +134,7 @@ def facts_of(name: str, *, complete: bool = False) -> dict[str, Any]:
             [path, type(sub).__name__, places.get(id(sub.config), ""), sub.config.model_type or ""]
             for path, sub in submodels
         ],
-        "transposed": sorted({_pattern(path) for path, module in model.named_modules() if _stores_in_out(module)}),
+        "transposed": sorted({pattern_of(path) for path, module in model.named_modules() if _stores_in_out(module)}),
         "parameters": _parameters(state, [] if complete else _with_facts(submodels)),
     }
 
@@ -144,17 +143,10 @@ def _with_facts(submodels: Sequence[tuple[str, Any]]) -> list[str]:
     return [path for path, sub in submodels if type(sub).__name__ in _described()]
 
 
-def _embedding(model: Any) -> Any:
+def _ask(model: Any, method: str) -> Any:
     try:
-        return model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        return None
-
-
-def _head(model: Any) -> Any:
-    try:
-        return model.get_output_embeddings()
-    except (NotImplementedError, AttributeError):
+        return getattr(model, method)()
+    except (NotImplementedError, AttributeError):  # transformers raises either for a class without the module
         return None
 
 
@@ -183,14 +175,14 @@ def _ties(
         module.config.tie_word_embeddings = True
         pairs = module.get_expanded_tied_weights_keys(all_submodels=False)
         prefix = f"{path}." if path else ""
-        joined = {_pattern(prefix + target): _pattern(prefix + source) for target, source in sorted(pairs.items())}
+        joined = {pattern_of(prefix + target): pattern_of(prefix + source) for target, source in sorted(pairs.items())}
         if joined:
             yield {"config": place, "default": default, "pairs": joined}
 
 
 def _tables(state: Mapping[str, Any], sizes: Mapping[int, str]) -> set[tuple[str, int, str]]:
     return {
-        (_pattern(name), axis, sizes[size])
+        (pattern_of(name), axis, sizes[size])
         for name, tensor in state.items()
         for axis, size in enumerate(tensor.shape)
         if size in sizes
@@ -209,12 +201,8 @@ def _described() -> frozenset[str]:
 
 
 def _parameters(state: Mapping[str, Any], submodels: Sequence[str]) -> list[str]:
-    own = {_pattern(key) for key in state if not any(key.startswith(f"{path}.") for path in submodels)}
+    own = {pattern_of(key) for key in state if not any(key.startswith(f"{path}.") for path in submodels)}
     return sorted(own)
-
-
-def _pattern(name: str) -> str:
-    return _LAYER.sub("*", name)
 
 
 def describe_class(name: str, *, complete: bool = False) -> tuple[str, dict[str, Any] | None, str]:

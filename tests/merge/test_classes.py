@@ -127,3 +127,22 @@ def test_updates_of_a_block_that_several_layers_share_are_refused(
     assert run(["merge", str(tuned), "--base", str(base), "-o", str(tmp_path / "out")]) == 5
     assert "several layers of the base share the stored tensor" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "reason"),
+    [
+        ("fsmt", zoo.lora_adapter, "embedding and head have separate vocabularies"),
+        ("moshi", zoo.lora_adapter, "computes the number of rows from other settings"),
+        ("molmo2", zoo.rows_adapter, "stores the input embedding in several tensors"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_stored_is_refused_with_the_cause(
+    name: str, recipe: Any, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = zoo.build(name, tmp_path / "base")
+    tuned = recipe(base, tmp_path / "adapter")
+    capsys.readouterr()
+    assert run(["merge", str(tuned), "--base", str(base), "-o", str(tmp_path / "out")]) == 5
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def _length(positions: Run | Array) -> int:
 class PartTensor(FileTensor):
     """The part of a whole parameter in an adapter file that belongs to one stored tensor.
 
-    whole: the parameter in the adapter file, which is read completely for every block of rows.
+    whole: the parameter in the adapter file, which stays in memory while its parts are read one after the other.
     """
 
     whole: FileTensor
@@ -88,7 +88,7 @@ class PartTensor(FileTensor):
     @property
     def _value(self) -> Array:
         axes = self.part.block.axes
-        value = read(self.whole)[np.ix_(*[as_array(axis.at) for axis in axes])]
+        value = _whole(self.whole)[np.ix_(*[as_array(axis.at) for axis in axes])]
         kept = [number for number, axis in enumerate(axes) if axis.stored_axis is not None]
         value = value.reshape([value.shape[number] for number in kept])
         order = np.argsort([axes[number].stored_axis or 0 for number in kept])
@@ -97,3 +97,11 @@ class PartTensor(FileTensor):
         places = [as_array(axes[kept[number]].stored) for number in order]
         out[np.ix_(*places)] = value
         return out
+
+
+@lru_cache(maxsize=1)
+def _whole(tensor: FileTensor) -> Array:
+    """Read a whole parameter once for all blocks of rows of its parts."""
+    value = read(tensor)
+    value.flags.writeable = False
+    return value
