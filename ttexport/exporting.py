@@ -85,7 +85,9 @@ def export(
     force: bool = False,
     hooks: Hooks | None = None,
 ) -> Exported:
-    """Write ``source``, a checkpoint or an adapter with its base, in other formats.
+    """Write a checkpoint, or an adapter merged into its base, in other formats.
+
+    source: path or hub id of the checkpoint or the adapter.
 
     For the other arguments and the errors, see the function ``merge``.
     """
@@ -106,12 +108,12 @@ def plan(
     verify: str | VerifyOptions = "rows",
     force: bool = False,
 ) -> ExportPlan:
-    """Return the plan that ``merge`` would follow with the same arguments; only file headers are read.
+    """Return the plan of the export that ``merge`` would run with the same arguments. Only file headers are read.
 
-    Without ``adapters``, the plan of the function ``export`` is returned.
+    Without ``adapters``, return the plan of the export of ``base``.
 
     If a format cannot represent the model, the attribute ``refusal`` of the artifact's plan contains the reason. Raises
-    the errors that ``merge`` raises before it writes a file.
+    the errors that ``merge`` would raise before writing the first file.
     """
     return plan_export(
         ExportSpec(

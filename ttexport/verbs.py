@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Patched:
     """The result of a patch.
 
-    paths: the patched files, or the patched models of a folder.
+    paths: the patched GGUF file, or the patched ONNX models of a folder.
     report: the verification report, or None if the patch was not verified.
     """
 
@@ -53,15 +53,16 @@ def patch(
 ) -> Patched:
     """Write the token rows of ``adapters`` into ``base``, which is a .gguf file or a folder of ONNX models.
 
-    A patch takes about as long as copying ``base``.
+    Patching takes about as long as copying ``base``.
+
     out: the file or folder to write.
     in_place: whether to modify ``base`` itself; if so, ``out`` must not be given.
-    checkpoint: path or hub id of the checkpoint from which ``base`` was made, which is used to check the origin of
-    ``base``; None means the checkpoint that the adapters name.
-    trust_base: whether to patch ``base`` without a proof of its origin.
+    checkpoint: path or hub id of the checkpoint from which ``base`` was made, to check the origin of ``base``; None
+    means the checkpoint that the adapters name.
+    trust_base: whether to patch ``base`` without checking from which checkpoint ``base`` was made.
     dtype: the type (f32, f16 or bf16) to which the rows are first rounded, or None for the type of the rows in
     ``base``.
-    verify: a verification level.
+    verify: the verification level: off, rows, weights or full.
     Raises UsageError, BadInput, NotExpressible, OutputError and NotEquivalent.
     """
     from exporter.patch import PatchSpec, plan_patch, restore, run_patch
@@ -104,8 +105,7 @@ def verify(
     untie: whether ``artifact`` was merged with ``MergeOptions(untie=True)``.
     trust_base: whether to accept a reference other than the base that an adapter records.
     options: verification level and prompts, or None for the level full.
-    If a check fails, the failure is recorded in the report and no error is raised. Raises BadInput, NotExpressible and
-    MissingDependency.
+    A failed check is recorded in the report and raises no error. Raises BadInput, NotExpressible and MissingDependency.
     """
     from exporter.verify.options import VerifyOptions
     from exporter.verify.request import VerifyRequest, verify_request
@@ -164,7 +164,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def tune(spec: TuneSpec) -> Tuned:
-    """Train the token rows described in ``spec`` and write the adapter to ``spec.out``.
+    """Train the token rows that ``spec`` describes, and write the adapter to ``spec.out``.
 
     Needs the package extra ``ttexport[tune]``. Raises UsageError, BadInput, NotExpressible and OutputError. After an
     error, no file remains at ``spec.out``.

@@ -1,4 +1,7 @@
-"""Train selected token rows of a language model. The training cost is proportional to the number of trained rows.
+"""Train the embedding rows of selected tokens of a language model.
+
+Gradients and optimizer state exist only for these rows, so the extra time and memory depend on their number and not on
+the vocabulary size.
 
 The functions and classes in this package are imported on first use. Importing this package or its command line does not
 import torch.

@@ -142,15 +142,15 @@ _FILE = click.Path(path_type=Path)
 @click.option("-q", "--quiet", is_flag=True, help="Print no progress bars and no notes.")
 @click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show the traceback of an unexpected error.")
 def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Train the rows of a few tokens of the model BASE, a checkpoint folder or hub id (org/name or org/name@revision).
+    """Train the embedding rows of a few tokens of the model BASE.
 
-    All other weights of BASE are frozen. A weight-tied output head uses the trained rows too. The result is an adapter
-    folder. Stock PEFT can load the adapter, and `ttexport merge` merges the adapter into the base and writes artifacts.
+    BASE is a checkpoint folder or a hub id (org/name or org/name@revision). All other weights of BASE are frozen. A
+    weight-tied output head uses the trained rows too. The result is an adapter folder. Stock PEFT can load the adapter,
+    and `ttexport merge` merges the adapter into the base and writes artifacts.
 
-
-    Each line of the data is {"text": …} to learn the whole text, {"prompt": …, "completion": …} to learn the
-    completion, or {"messages": […]} to learn the assistant's turns. To train with two or more processes, run `torchrun
-    -m tuner …` or `accelerate launch -m tuner …` with the same arguments.
+    Each line of the --data file is a JSON object: {"text": …} to learn the whole text, {"prompt": …, "completion": …}
+    to learn the completion, or {"messages": […]} to learn the assistant's turns. To train in two or more processes, run
+    `torchrun -m tuner …` or `accelerate launch -m tuner …` with the same arguments.
     """
     targets = tuple(name.strip() for name in (lora_targets or "").split(",") if name.strip())
     spec = TuneSpec(descriptions=_descriptions(describe), lora_targets=targets, **options)
@@ -195,7 +195,8 @@ def _descriptions(pairs: Sequence[str]) -> dict[str, str]:
 def _progress(quiet: bool) -> Iterator[tuple[Any, Any]]:
     """Yield the two callbacks that report training steps and notes to the user.
 
-    The callbacks draw a progress bar and print lines on stderr, or do nothing.
+    The first callback draws a progress bar on stderr, and the second prints each note as a line. With ``quiet``, both
+    callbacks are None.
     """
     if quiet:
         yield None, None

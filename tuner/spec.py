@@ -1,6 +1,6 @@
 """Define and check the options of a training run.
 
-All checks of options that need neither the model nor the data are in this module. This module does not import torch.
+The checks in this module need neither the model nor the data. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ class TuneSpec:
     """The options of a training run, which trains the rows of ``new_tokens`` and ``tokens`` in ``base`` on ``data``.
 
     out: output folder. base: checkpoint folder or hub id. new_tokens: tokens to add. tokens: existing tokens whose rows
-    are trained. special: whether new tokens are special tokens. init: method for the initial rows of new tokens, an
-    element of ``INITS``. descriptions: new token → descriptive text; the initial row is the mean of the rows of the
-    text's tokens, and ``init`` is not used. steps, epochs: length of the run, given in at most one of the two units.
-    batch_size: examples per process and batch. accumulate: batches per step. max_length: maximum number of tokens per
-    example. warmup: fraction of the steps used for warm-up, in [0, 1). dtype: dtype of the frozen base, an element of
-    ``DTYPES``; the trained rows are always float32. bf16: compute in bfloat16 (autocast). gradient_checkpointing:
-    recompute activations in the backward pass to save memory. train_head: whether to train rows of an untied head; None
-    means yes. lora_rank, lora_targets: rank and modules of a LoRA adapter that is trained in addition to the rows;
-    without modules, PEFT's default for the architecture is used. eval_data, eval_share: examples for evaluation, as a
-    file or as a fraction of ``data``. eval_every: steps between evaluations; None means one evaluation per epoch.
-    patience: number of evaluations without progress after which the run stops; the best rows are kept. save_every:
-    steps between checkpoints. resume: continue from the last checkpoint. tensorboard: folder for the event files of
-    TensorBoard.
+    are trained. special: whether to add new tokens as special tokens. init: method for the initial rows of new tokens,
+    an element of ``INITS``. descriptions: maps a new token to a descriptive text; the token's initial row is the mean
+    of the rows of the text's tokens, and ``init`` is ignored. steps, epochs: length of the run, given in at most one of
+    the two units. batch_size: examples per process and batch. accumulate: batches per step. max_length: maximum number
+    of tokens per example. warmup: fraction of the steps used for warm-up, in [0, 1). dtype: dtype of the frozen base,
+    an element of ``DTYPES``; the trained rows are always float32. bf16: compute in bfloat16 (autocast).
+    gradient_checkpointing: recompute activations in the backward pass to save memory. train_head: whether to train rows
+    of an untied head; None means yes. lora_rank, lora_targets: rank and modules of a LoRA adapter that is trained in
+    addition to the rows; without modules, PEFT's default for the architecture is used. eval_data, eval_share: examples
+    for evaluation, as a file or as a fraction of ``data``. eval_every: steps between evaluations; None means one
+    evaluation per epoch. patience: number of consecutive evaluations without a lower loss after which the run stops;
+    the rows with the lowest loss are kept. save_every: steps between checkpoints. resume: continue from the last
+    checkpoint. tensorboard: folder for the event files of TensorBoard.
     """
 
     base: str
@@ -137,7 +137,10 @@ class TuneSpec:
 
     @property
     def saves(self) -> bool:
-        """Whether the run writes checkpoints, which ``--patience`` also needs to keep the best rows."""
+        """Whether the run writes checkpoints, because of ``save_every`` or ``patience``.
+
+        With ``patience``, the rows with the lowest loss are loaded from a checkpoint.
+        """
         return self.save_every is not None or self.patience is not None
 
     def settings(self) -> dict[str, Any]:

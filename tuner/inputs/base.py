@@ -35,7 +35,7 @@ _TORCH_DTYPES: Final[Mapping[str, torch.dtype | str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base checkpoint, and the name and revision under which adapters record the checkpoint as their base.
+    """A base checkpoint, with the name and revision that an adapter trained on it records in its config.
 
     name: an absolute path, or a hub id without revision. revision: the branch, tag or commit that the user gave; None
     for a folder or the default branch.
@@ -67,8 +67,8 @@ class StoredTensor:
 def open_base(base: str, *, quiet: bool = True) -> Base:
     """Find the checkpoint ``base`` and check the config and the headers of the safetensors files.
 
-    No tensor is loaded for the check. base: a folder or a hub id (``org/name`` or ``org/name@revision``); a hub id is
-    read from huggingface_hub's cache or downloaded. quiet: print no message and no progress bar for a download. Raises:
+    The check loads no tensor. base: a folder or a hub id (``org/name`` or ``org/name@revision``); a hub id is read from
+    huggingface_hub's cache or downloaded. quiet: print no message and no progress bar for a download. Raises:
     UnreadableFile or BadInput if the checkpoint is not valid, OutputError if the cache cannot be written.
     """
     located = locate(os.path.expanduser(base), asked_by="BASE", content="checkpoint", quiet=quiet)
@@ -79,7 +79,9 @@ def open_base(base: str, *, quiet: bool = True) -> Base:
 
 
 def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer without running code from the checkpoint. dtype: an element of ``tuner.spec.DTYPES``.
+    """Load the model and tokenizer of ``base``, but run no code from the checkpoint.
+
+    dtype: an element of ``tuner.spec.DTYPES``.
 
     FP8 and MXFP4 matrices are dequantised, because the kernels for these formats do not compute gradients.
 
@@ -128,7 +130,7 @@ def _translated(folder: Path) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and warnings inside the block.
 
-    The messages of transformers are not needed, because ``ttexport tune`` reports everything that users must know.
+    ``ttexport tune`` itself reports everything that users must know.
     """
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -144,8 +146,9 @@ def quiet() -> Iterator[None]:
 def stored_embedding(base: Base, model: PreTrainedModel) -> StoredTensor:
     """Return name, dtype, shape and digest of the input embedding stored in the checkpoint.
 
-    Peak memory: one block of rows of the embedding. The tensor name in the checkpoint may lack the model's prefix, or
-    may be the name of the tied head. Raises: BadInput if no tensor of the checkpoint is the input embedding.
+    The matrix is hashed block by block, so that memory contains only one block of its rows. In the checkpoint, the
+    embedding's tensor may lack the prefix of the model class (such as ``model.``), or may be stored only under the name
+    of the tied head. Raises: BadInput if no tensor of the checkpoint is the input embedding.
     """
     tensors = base.checkpoint.tensors
     modules = [module for module in (input_embedding(model), output_embedding(model)) if module is not None]

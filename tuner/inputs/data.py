@@ -1,7 +1,7 @@
 """Read training examples from a JSON Lines file, in which all examples have the same type.
 
-Every error about a line contains the line number. No torch is needed. Every line of a file has the same type, which is
-``{"text": …}``, ``{"prompt": …, "completion": …}``, or ``{"messages": [{"role": …, "content": …}]}``.
+Every error about a line of the file names the line number. No torch is needed. Every line of a file has the same type,
+which is ``{"text": …}``, ``{"prompt": …, "completion": …}``, or ``{"messages": [{"role": …, "content": …}]}``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _MAX_LINE_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training example. line: the line number in the file, counted from 1.
+    """One training example.
 
-    values: the values of the fields of the example type.
+    line: the line number in the file, counted from 1. values: the content of each field, for example the prompt and the
+    completion.
     """
 
     line: int
@@ -80,7 +81,7 @@ def split_examples(examples: Examples, share: float, seed: int) -> tuple[Example
     """Split the examples and return (training examples, evaluation examples).
 
     Evaluation examples are drawn at random with ``seed``. Training examples and evaluation examples keep the order of
-    the file. share: fraction of the examples used for evaluation; at least one example is used. Raises: BadInput if no
+    the file. share: fraction of the examples to use for evaluation (at least one example). Raises: BadInput if no
     example would remain for training.
     """
     count = len(examples.examples)
@@ -147,7 +148,10 @@ def _string(where: str, name: str, value: object) -> str:
 
 
 def _message_list(where: str, name: str, value: object) -> list[dict[str, Any]]:
-    """Return the chat. At least one turn must be the assistant's, because only the assistant's turns are learned."""
+    """Check a chat and return its messages.
+
+    At least one message must be from the assistant, because only the assistant's messages are learned.
+    """
     if not isinstance(value, list) or not value:
         raise BadInput(f'{where}: "{name}": expected a list of messages, found {_describe(value)}')
     for number, message in enumerate(value, start=1):

@@ -1,4 +1,4 @@
-"""Convert examples to token ids and labels. Only tokens with a label contribute to the loss.
+"""Convert training examples to token ids and labels. Only tokens with a label contribute to the loss.
 
 In an example of type ``text``, all tokens contribute to the loss. In a prompt with a completion, only the tokens of the
 completion contribute to the loss. In a chat, only the assistant's turns contribute to the loss, including the
@@ -29,8 +29,8 @@ NO_LOSS: Final = -100  # torch's cross entropy ignores this label
 class Encoded:
     """Encoded examples; each example consists of ``input_ids`` and ``labels``.
 
-    truncated: number of examples that were longer than the maximum length. dropped: line numbers of examples that have
-    no label.
+    truncated: number of examples that were longer than the maximum length. dropped: line numbers of the examples that
+    were dropped because no token has a label.
     """
 
     examples: list[dict[str, list[int]]]
@@ -41,8 +41,9 @@ class Encoded:
 def encode_examples(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
     """Encode all examples, each truncated to ``max_length`` tokens.
 
-    Examples that have no label after the first token are dropped. Raises: BadInput with the line number if the chat
-    template rejects an example, BadInput with the file name if every example is dropped.
+    Examples without a labelled token after the first token are dropped, because the first token is never predicted.
+    Raises: BadInput with the line number if the chat template rejects an example, BadInput with the file name if every
+    example is dropped.
     """
     encoders: dict[str, _Encoder] = {"text": _text, "prompt": _completion}
     encode = encoders.get(examples.example_type) or _Chat(tokenizer, examples.path)
@@ -85,16 +86,17 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def _with_end(tokenizer: Any, ids: list[int]) -> list[int]:
     """Return ``ids`` with the end-of-sequence token at the end.
 
-    The end-of-sequence token is added unless the tokenizer already added an end-of-sequence token.
+    Nothing is added if the tokenizer has already added an end-of-sequence token.
     """
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the number of ids in the longest common prefix of two lists.
+    """Return the length of the longest common prefix of two lists of token ids.
 
-    A token that spans the border between two texts counts as part of the second text.
+    For the ids of a prompt and the ids of the prompt with its completion, the length is the index at which the
+    completion starts. A token that spans the border between prompt and completion counts as completion.
     """
     return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
@@ -103,10 +105,10 @@ class _Chat:
     """Encodes chats with the tokenizer's chat template.
 
     If the chat template marks the assistant's turns with ``{% generation %}``, these marks determine the labelled
-    tokens. Few templates have marks. If the chat template has no marks, the chat is rendered up to the start and up to
-    the end of each answer; the text in which the two renderings differ is the answer. Finding answers without marks
-    requires that later turns do not change the rendering of earlier turns. If later turns change the rendering of
-    earlier turns, TRL's variant of the chat template with marks is used, if TRL has one.
+    tokens. Few templates have marks. Without marks, the chat is rendered twice for each answer: up to the start of the
+    answer, and up to its end. The text that only the second rendering contains is the answer. A template without marks
+    whose rendering of earlier turns depends on later turns is replaced by TRL's variant of the template, which has
+    marks, if TRL provides a variant.
     """
 
     def __init__(self, tokenizer: Any, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Find the ids of existing tokens, add new tokens to tokenizer and model, and initialise the new rows.
 
-Padding rows (matrix rows beyond the tokenizer's last token) are used first; the matrix grows only if too few padding
-rows exist.
+New tokens first use the padding rows of the embedding matrix, which are the rows beyond the tokenizer's last token. The
+matrix is enlarged only if it has too few padding rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHUNK_ROWS: Final = 8192  # 21 MB of float32 at H=640; with chunks, statistics 
 def existing_token_id(tokenizer: PreTrainedTokenizerBase, token: str, rows: int) -> int:
     """Return the id of an existing token. token: the vocabulary entry, or a text that encodes to the token.
 
-    rows: V, the number of rows of the embedding matrix. Raises: BadInput if the text is empty, encodes to two or more
+    rows: the number of rows of the embedding matrix. Raises: BadInput if the text is empty, encodes to two or more
     tokens, or encodes to the unknown token, or if the embedding matrix has no row for the id.
     """
     if not token:
@@ -71,12 +71,12 @@ def add_tokens(
 ) -> list[int]:
     """Add ``tokens`` to the tokenizer and the model, both in place, and return the ids of the new tokens.
 
-    special: whether decoding with ``skip_special_tokens`` skips the new tokens. init: method for the initial rows, an
-    element of ``tuner.spec.INITS``. descriptions: maps a token to a descriptive text; the token's initial row is the
-    mean of the rows of the text's tokens. pad_to_multiple_of: if the matrix must grow, the number of rows becomes a
-    multiple of this number. The initial rows are written to the embedding and, if the head is untied, also to the head.
-    Raises: BadInput if a token is empty, is repeated or already exists, or if a description belongs to a token that is
-    not in ``tokens``.
+    special: whether decoding with ``skip_special_tokens`` skips the new tokens. init: method for computing the initial
+    rows, an element of ``tuner.spec.INITS``. descriptions: maps a token to a descriptive text; the token's initial row
+    is the mean of the rows of the text's tokens. pad_to_multiple_of: if the matrix must grow, the number of rows
+    becomes a multiple of this number. The initial rows are written to the embedding and, if the head is untied, also to
+    the head. Raises: BadInput if a token is empty, is repeated or already exists, or if a description belongs to a
+    token that is not in ``tokens``.
     """
     descriptions = dict(descriptions or {})
     _check_new(tokenizer, tokens, descriptions)
@@ -116,7 +116,7 @@ def _check_new(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], descri
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """Return V, the number of rows of the input embedding matrix.
+    """Return the number of rows of the model's input embedding matrix.
 
     Raises: BadInput if the model has no input embedding.
     """
@@ -137,7 +137,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _matrices(model: PreTrainedModel) -> list[Tensor]:
-    """Return the embedding matrix, the head matrix if the head is untied, and the second embedding of the model."""
+    """Return the matrices with a row per token: the embedding, an untied head, and Gemma's per-layer embedding."""
     embedding, head = _embedding(model), output_embedding(model)
     matrices = [_weight(embedding)]
     if head is not None and all(_named(model, name) is not head for name in tied_module_names(model)):
@@ -151,10 +151,10 @@ def _named(model: nn.Module, name: str) -> nn.Module:
 
 
 def start_rows(matrix: Tensor, subtoken_ids: Sequence[Sequence[int]], inits: Sequence[str], *, seed: int) -> Tensor:
-    """Return initial rows (n, H) in float32, with one row per element of ``subtoken_ids`` and ``inits``.
+    """Return the initial rows (n, H) of n new tokens in float32, as the n init methods ``inits`` specify.
 
-    matrix: (V, H) rows of the existing tokens. subtoken_ids: for each new token, the ids of the tokens whose rows are
-    averaged by the init method "subtokens"; if the list of ids is empty, the mean of all rows is used.
+    matrix: the (V, H) rows of the V existing tokens. subtoken_ids: for each new token, the ids of the tokens whose rows
+    are averaged by the init method "subtokens"; if the list of ids is empty, the mean of all rows is used.
     """
     generator = torch.Generator().manual_seed(seed)
     mean: Tensor | None = None
@@ -177,10 +177,9 @@ def start_rows(matrix: Tensor, subtoken_ids: Sequence[Sequence[int]], inits: Seq
 def _sample(matrix: Tensor, count: int, generator: torch.Generator) -> Any:
     """Draw ``count`` random rows (count, H) from the normal distribution fitted to the rows of ``matrix``.
 
-    The distribution has the mean and covariance of the rows of ``matrix``. Peak memory: an (H, H) matrix plus one chunk
-    of rows. The covariance matrix is factorised with an eigendecomposition, not with a Cholesky decomposition. If the
-    matrix has fewer rows than columns, the covariance is singular, and a Cholesky decomposition would require added
-    noise.
+    The distribution has the mean and covariance of the rows of ``matrix``. Peak memory: the (H, H) covariance matrix
+    plus one chunk of rows. The covariance matrix is factorised with an eigendecomposition. A Cholesky decomposition
+    would fail if ``matrix`` has fewer rows than columns, because the covariance is then singular.
     """
     mean = matrix.detach().mean(0, dtype=torch.float32)
     covariance = torch.zeros(matrix.shape[1], matrix.shape[1], device=matrix.device)

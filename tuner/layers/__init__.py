@@ -1,1 +1,1 @@
-"""Implements a PEFT tuner for token rows, whose layers contain the trained rows."""
+"""Implements a PEFT tuner that trains the embedding rows of selected tokens."""

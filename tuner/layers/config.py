@@ -1,4 +1,4 @@
-"""Defines the configuration of trained token rows: PEFT's configuration plus the option ``train_head``.
+"""Defines the configuration class of the tuner: PEFT's TrainableTokensConfig plus the option ``train_head``.
 
 Saved configurations do not contain ``train_head``; instead, ``target_modules`` lists the head if it is trained.
 """
@@ -18,12 +18,12 @@ _OWN_FIELDS = ("train_head",)
 
 @dataclass
 class TrainableTokensConfig(PeftTrainableTokensConfig):
-    """Configuration that lists the token rows to train. Saved configurations have the same format as in stock PEFT.
+    """Configuration that lists the tokens whose rows are trained. Stock PEFT can read the saved configuration.
 
-    token_indices: distinct token ids in [0, V). target_modules: embedding(s) to wrap; None selects the input embedding.
-    init_weights: True initialises the rows as copies of the base's rows, False initialises the rows at random.
-    train_head: if ``target_modules`` is None, an untied output head also gets trained rows; a tied head always uses the
-    rows of the embedding.
+    token_indices: distinct token ids in [0, V). target_modules: names of the embeddings to train; None selects the
+    input embedding. init_weights: True initialises the rows as copies of the base's rows, False initialises the rows at
+    random. train_head: if ``target_modules`` is None, an untied output head also gets trained rows; a tied head always
+    uses the rows of the embedding.
     """
 
     train_head: bool = field(

@@ -21,10 +21,11 @@ __all__ = ["TrainableTokensLayer"]
 class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     """An embedding or head (``base_layer``) in which the rows of selected tokens are trained.
 
-    The attributes have the same names as in PEFT, because the attribute names become tensor names in adapter files. For
-    each adapter, ``trainable_tokens_delta`` contains the final rows (k, H), and not their differences from the base.
-    The original rows of the base are kept in ``trainable_tokens_original`` for ``unmerge``. A layer with a
-    ``tied_adapter`` has no parameters and uses the parameters of the layer ``tied_adapter``.
+    The attributes have the same names as in PEFT's layer, because the attribute names become tensor names in adapter
+    files. Despite its name, ``trainable_tokens_delta`` contains the final rows (k, H) of each adapter's k trained
+    tokens, and not the differences from the base's rows. The original rows of the base are kept in
+    ``trainable_tokens_original`` for ``unmerge``. A layer with a ``tied_adapter`` has no parameters of its own and uses
+    the rows of the layer ``tied_adapter``.
     """
 
     adapter_layer_names = ("trainable_tokens_delta",)
@@ -38,10 +39,11 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         tied_adapter: TrainableTokensLayer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Wrap ``base_layer``. Wrap ``base_layer`` without rows; the method ``update_layer`` adds rows.
+        """Wrap ``base_layer``.
 
-        The parameter ``config`` is unused, but part of PEFT's signature. Raises: ValueError if ``base_layer`` is
-        neither an embedding nor a linear layer with a plain weight (V, H).
+        The new layer has no trained rows until ``update_layer`` is called. The parameter ``config`` is unused and
+        exists only to match PEFT's signature. Raises: ValueError if ``base_layer`` is neither an embedding nor a linear
+        layer, or if the weight of ``base_layer`` is packed by a quantiser or sharded.
         """
         super().__init__()
         self.base_layer = base_layer
@@ -63,7 +65,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
 
     @property
     def tied_adapter(self) -> TrainableTokensLayer | None:
-        """The layer whose rows this layer uses because the two are tied, or None if this layer has its own rows."""
+        """The layer of the embedding to which this head is tied, or None if this layer has its own rows."""
         return self._tied_adapter[0] if self._tied_adapter else None
 
     def update_layer(
@@ -73,7 +75,9 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         tied_adapter: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Create the rows of ``adapter_name`` as copies of the base's rows, or at random with ``init_weights=False``.
+        """Create the rows of ``adapter_name``.
+
+        The rows are copies of the base's rows, or random values with ``init_weights=False``.
 
         The values of ``token_indices`` and ``init_weights`` come from ``config`` (an object or a mapping) or from
         keyword arguments. If ``tied_adapter`` is given, no rows are created, because the layer ``tied_adapter`` owns
@@ -96,7 +100,10 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def _check_overlapping_tokens(self, adapter_names: Sequence[str]) -> None:
-        """Raise ValueError if two of ``adapter_names`` and the merged adapters have a row for the same token."""
+        """Raise ValueError if a token has rows in two adapters.
+
+        ``adapter_names`` and the adapters that are already merged are checked together.
+        """
         owner: dict[int, str] = {}
         for name in dict.fromkeys([*self.merged_adapters, *adapter_names]):
             for token_id in self.token_indices.get(name, ()):
@@ -138,9 +145,9 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             _write_rows(weight, self.token_indices[name], self.trainable_tokens_original[name].to(weight))
 
     def get_merged_weights(self, active_adapters: Sequence[str]) -> Tensor:
-        """Return a copy (V, H) of the base matrix with the rows of the adapters.
+        """Return a copy of the base matrix in which the adapters' rows replace the base's rows.
 
-        Only PEFT's wrapper classes call ``get_merged_weights``.
+        The method ``get_merged_weights`` is called only by PEFT's wrapper classes.
         """
         merged = self.weight
         for name in active_adapters:
@@ -151,7 +158,10 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         return merged
 
     def forward_adapters(self, x: Tensor, active_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
-        """Run the base layer with the rows of ``active_adapters``. Run only the base layer if there is no adapter."""
+        """Run the base layer with the rows of ``active_adapters`` in place of its own.
+
+        Without an active adapter, run the base layer unchanged.
+        """
         off = self.disable_adapters or not active_adapters
         if off and self.merged:
             self.unmerge()
@@ -198,9 +208,10 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         )
 
     def _index(self, names: Sequence[str], device: torch.device) -> RowIndex:
-        """Return an index of all tokens whose rows the adapters ``names`` train.
+        """Return an index of all tokens that have a row in one of the adapters ``names``.
 
-        If the token ids of an adapter have changed, the index is rebuilt and checked for tokens with two rows.
+        The index is cached. If the token ids of an adapter have changed, the index is rebuilt, and no token may have
+        rows in two adapters.
         """
         lists = [self.token_indices[name] for name in names]
         key = (*names, device)
@@ -237,7 +248,10 @@ def _options(config: object, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _features(base: nn.Module) -> tuple[int, int]:
-    """Return (in_features, out_features) as PEFT defines them: (V, H) for an embedding and (H, V) for a head."""
+    """Return (in_features, out_features) as PEFT defines these attributes.
+
+    With V tokens and the hidden size H, the result is (V, H) for an embedding and (H, V) for a head.
+    """
     if isinstance(base, nn.Embedding):
         features = stored = (base.num_embeddings, base.embedding_dim)
     elif isinstance(base, nn.Linear):
@@ -255,8 +269,8 @@ def _features(base: nn.Module) -> tuple[int, int]:
 def _embed_scale(base: nn.Module) -> Tensor | float | None:
     """Return the factor by which an embedding multiplies its output (a tensor in gemma3, a number in bart), or None.
 
-    A tensor with two or more elements is not treated as a factor, as in stock PEFT, because the use of the tensor in
-    ``forward`` is unknown.
+    If the attribute ``embed_scale`` is a tensor with two or more elements, None is returned, as in stock PEFT, because
+    it is unknown how ``forward`` uses such a tensor.
     """
     scale = getattr(base, "embed_scale", None)
     if isinstance(scale, Tensor):

@@ -24,11 +24,12 @@ class TrainableTokensModel(BaseTuner):
     tuner_layer_cls = TrainableTokensLayer
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        """If ``target_modules`` is None, set it to the embeddings and, with ``train_head``, the head.
+        """Replace ``target_modules=None`` by the default modules, and remove tied heads from ``target_modules``.
 
-        A tied head is removed from the targets even if the user listed the head. A tied head uses the embedding's
-        trained rows without being a target. If the targets include the embedding and a tied head, stock PEFT (0.21) can
-        save but not run the adapter.
+        The default modules are the input embedding, any further embedding with a row per token and, with
+        ``train_head``, the head. A tied head is removed even if the user listed the head, because a tied head uses the
+        embedding's rows without being a target. Stock PEFT (0.21) can save but not run an adapter whose targets include
+        both the embedding and a tied head.
         """
         assert isinstance(peft_config, TrainableTokensConfig)
         targets = peft_config.target_modules
@@ -58,7 +59,7 @@ class TrainableTokensModel(BaseTuner):
     ) -> None:
         """Wrap the target modules, then wrap every module that is tied to the input embedding.
 
-        Tied modules get no parameters of their own, because tied modules use the embedding's rows.
+        The tied modules get no parameters of their own, but use the embedding's rows.
         """
         super().inject_adapter(
             model=model,
@@ -93,14 +94,14 @@ class TrainableTokensModel(BaseTuner):
         tied._disable_adapters = embedding._disable_adapters
 
     def _get_tied_target_modules(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Return an empty list.
+        """Return an empty list, so that PEFT prints no warning about tied modules.
 
-        PEFT would warn about tied modules in the list, although TrainableTokensModel handles tied modules itself.
+        TrainableTokensModel handles tied modules itself.
         """
         return []
 
     def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
-        """Do nothing. PEFT's own method would print a warning about tied modules when the adapter is added."""
+        """Do nothing, because PEFT's own method would only warn about tied modules when an adapter is added."""
 
     def _create_and_replace_dict(
         self,
@@ -134,7 +135,10 @@ class TrainableTokensModel(BaseTuner):
         current_key: str,
         tied_adapter: nn.Module | None = None,
     ) -> None:
-        """Add or wrap a target; PEFT calls this method. See ``_create_and_replace_dict``."""
+        """Add the adapter to ``target``, after wrapping ``target`` if necessary.
+
+        PEFT calls this method for each target module. See ``_create_and_replace_dict``.
+        """
         options = {**peft_config.to_dict(), "tied_adapter": tied_adapter}
         self._create_and_replace_dict(options, adapter_name, target, target_name, parent, current_key)
 
@@ -160,12 +164,11 @@ class TrainableTokensModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Map the keys of an adapter file to the model's keys.
+        """Rename the tensors of an adapter file to the parameter names of the model.
 
-        In adapter files of PEFT 0.21, the rows of a tied model are stored under two keys: one with the name of the
-        embedding and one with the name of the head. Adapter files of older PEFT versions contain only the key of the
-        embedding. If the key of the head is missing, the embedding's rows are used for the head, because the rows of a
-        tied head equal the rows of the embedding.
+        In adapter files of PEFT 0.21, the rows of a tied model are stored twice: under the name of the embedding and
+        under the name of the head. Adapter files of older PEFT versions contain only the tensor of the embedding. If
+        the head's tensor is missing, the embedding's rows are used for the head.
         """
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict

@@ -1,8 +1,9 @@
-"""Compute the outputs of an embedding and a head in which k of the V rows are replaced by trained rows.
+"""Compute the outputs of an embedding and a head in which a few rows of the base matrix are replaced by trained rows.
 
-No function in this module allocates a (V, H) tensor. An embedding lookup reads the base matrix and substitutes the rows
-of trained tokens. A head multiplies the hidden states by the base matrix and overwrites k columns of the product. The
-outputs of the embedding and of the head equal the outputs that the merged matrix would give.
+No function in this module allocates a tensor as large as the base matrix, which has the shape (V, H) for V tokens and
+the hidden size H. An embedding lookup reads the base matrix and substitutes the rows of trained tokens. A head
+multiplies the hidden states by the base matrix and overwrites the logits of the k trained tokens. The outputs of the
+embedding and of the head equal the outputs that the merged matrix would give.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class RowIndex:
     """An index that maps ids of trained tokens to row numbers. ids: (k,) int64 token ids in the order of the rows.
 
     sorted_ids: ``ids`` in ascending order. order: (k,) row number of each element of ``sorted_ids``. Memory is O(k). A
-    lookup table with V entries would be slightly faster than the sorted index, but would need O(V) memory per device.
+    lookup table with an entry for every token of the vocabulary would be slightly faster, but would need O(V) memory
+    per device.
     """
 
     ids: Tensor
@@ -60,11 +62,12 @@ def substitute_rows(
 ) -> Tensor:
     """Return ``looked_up`` with the vectors of trained tokens replaced, in place if autograd allows in-place writes.
 
-    looked_up: (..., H) base rows of the ids ``x`` (...), already scaled. rows: (k, H) trained rows in any float dtype,
-    in the order of ``index``. dtype: the dtype of the base matrix; the trained rows are first rounded to this dtype, as
-    in a merged matrix. scale, padding_idx, max_norm, norm_type, scale_grad_by_freq: the settings of the wrapped
-    embedding. As in torch, ``max_norm`` scales values but not gradients, and the row ``padding_idx`` gets no gradient.
-    Memory: O(hits * H). The gradient of ``rows`` is accumulated in the dtype of ``rows``.
+    looked_up: the base's embedding vectors (..., H) of the ids ``x`` (...), already multiplied by ``scale``. rows: (k,
+    H) trained rows in any float dtype, in the order of ``index``. dtype: the dtype of the base matrix; the trained rows
+    are first rounded to this dtype, as in a merged matrix. scale, padding_idx, max_norm, norm_type, scale_grad_by_freq:
+    the settings of the wrapped embedding. As in torch, ``max_norm`` scales values but not gradients, and the row
+    ``padding_idx`` gets no gradient. Memory: O(n * H) if n of the ids ``x`` are trained tokens. The gradient of
+    ``rows`` is accumulated in the dtype of ``rows``.
     """
     positions, slots = index.find(x)
     hits = rows.index_select(0, slots)
@@ -90,7 +93,8 @@ def scaled(vectors: Tensor, scale: Tensor | float) -> Tensor:
     """Multiply the vectors (..., H) by ``scale``.
 
     If ``scale`` is a tensor, the factor is first rounded to the dtype of the vectors; a Python number is not rounded.
-    The embeddings in transformers treat a tensor (gemma3) and a number (bart) in the same way.
+    The scaled embeddings of transformers round in the same way; their factor is a tensor in gemma3 and a number in
+    bart.
     """
     return vectors * (scale.to(vectors.dtype) if isinstance(scale, Tensor) else scale)
 
@@ -106,20 +110,23 @@ def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
 
 
 def head_with_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, index: RowIndex) -> Tensor:
-    """Return the logits (..., V) of ``hidden`` (..., H) for ``weight`` (V, H), after ``rows`` (k, H) replace k rows.
+    """Return the logits (..., V) of the hidden states ``hidden`` (..., H), computed with trained rows.
 
-    Peak memory: in the forward pass, the logits plus O(k) columns; in the backward pass, O(k) columns. ``weight`` gets
-    a gradient only if ``weight`` requires a gradient. Under autocast the product is computed in the autocast dtype, as
-    in nn.Linear.
+    The result equals the product of ``hidden`` and the head matrix ``weight`` (V, H), in which ``rows`` (k, H) replace
+    the rows that ``index`` lists.
+
+    Peak memory: in the forward pass, the logits plus O(k) columns; in the backward pass, O(k) columns. A gradient of
+    ``weight`` is computed only if ``weight.requires_grad`` is true. Under autocast the product is computed in the
+    autocast dtype, as in nn.Linear.
     """
     logits: Tensor = _HeadWithRows.apply(hidden, weight, bias, rows, index.ids)  # type: ignore[no-untyped-call]
     return logits
 
 
 class _HeadWithRows(torch.autograd.Function):
-    """Autograd function of a linear layer with k replaced rows.
+    """Autograd function of a linear layer in which k rows of the weight are replaced.
 
-    A single autograd node avoids copies of the logits and of the logits' gradient.
+    Because the whole layer is a single autograd node, neither the logits nor their gradient are copied.
     """
 
     @staticmethod

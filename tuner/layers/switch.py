@@ -1,4 +1,4 @@
-"""Make PEFT use the classes of this package, and restore PEFT's own classes afterwards."""
+"""Make PEFT use the tuner classes of this package, and restore PEFT's own classes afterwards."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ _stock_additional: Callable[..., None] = stock_other.set_additional_trainable_mo
 def _set_additional_trainable_modules(
     model: nn.Module, peft_config: PeftConfig, model_config: dict[str, Any], *args: Any, **kwargs: Any
 ) -> None:
-    """Add trainable rows to another adapter, such as LoRA; this function replaces PEFT's function.
+    """Add trainable rows to an adapter of another type, such as LoRA.
 
-    Whether the head is tied to the embedding is determined by ``tied_module_names``, and not only by the config.
+    This function replaces PEFT's ``set_additional_trainable_modules``, which reads only from the config whether the
+    head is tied. The replacement determines tied modules with ``tied_module_names``.
     """
     if getattr(peft_config, "trainable_token_indices", None) is not None:
         model_config = {**model_config, "tie_word_embeddings": bool(tied_module_names(model))}
@@ -48,12 +49,12 @@ def _set_additional_trainable_modules(
 
 
 def _replacements() -> Iterator[tuple[MutableMapping[Any, Any], Any, Any]]:
-    """Yield (namespace, name, replacement) for every name in PEFT to replace.
+    """Yield (namespace, name, replacement) for every class or function of PEFT that ``enable`` replaces.
 
-    PEFT finds the classes of an adapter type in two tables. For each new LoRA adapter with token rows, PEFT looks up
-    the classes for the rows in the package of PEFT. The modules that define PEFT's classes are not changed, so existing
-    models keep working. A name is replaced only if the name exists in the installed PEFT, because the names
-    differ between PEFT versions.
+    PEFT looks up the classes of an adapter type in two tables. For a LoRA adapter with token rows, PEFT imports the row
+    classes by name from its packages, so the names in these packages are replaced, too. The modules that define PEFT's
+    classes are not changed, so existing models keep working. Names that the installed PEFT version does not have are
+    skipped.
     """
     yield PEFT_TYPE_TO_TUNER_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensModel
     yield PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensConfig
@@ -91,9 +92,10 @@ class Enabled:
         self._on = True
 
     def disable(self) -> None:
-        """Undo this ``enable``.
+        """End the effect of this ``enable``.
 
-        Restore PEFT's classes when the last active ``Enabled`` is disabled. A second call of ``disable`` does nothing.
+        PEFT's classes are restored when the last active ``Enabled`` is disabled. A second call of ``disable`` does
+        nothing.
         """
         global _users
         with _LOCK:
@@ -115,10 +117,10 @@ class Enabled:
 def enable() -> Enabled:
     """Make PEFT use the classes of this package for token rows, even for ``LoraConfig(trainable_token_indices=…)``.
 
-    A plain call of ``enable`` has an effect until ``disable`` is called on the result; if ``enable`` is used as a
-    context manager, the effect lasts until the end of the block. Calls of ``enable`` may overlap and may end in any
-    order. Models that are made while the classes are replaced keep working afterwards. Models that were made before
-    ``enable`` are not changed. PEFT's classes are replaced in the whole process, so other threads that use PEFT also
+    The classes stay replaced until ``disable`` is called on the result or, if ``enable`` is used as a context manager,
+    until the end of the ``with`` block. Calls of ``enable`` may overlap and may end in any order. Models that are
+    created while PEFT's classes are replaced keep working after ``disable``. Models that were created before ``enable``
+    was called are not changed. PEFT's classes are replaced in the whole process, so other threads that use PEFT also
     get the classes of this package.
     """
     return Enabled()
@@ -128,7 +130,7 @@ def enable() -> Enabled:
 def _without_noise() -> Iterator[None]:
     """Hide the deprecation warning about an attribute that transformers renamed and PEFT still uses under the old name.
 
-    The deprecation warning would be useless to users, because only a new version of PEFT can remove the cause.
+    Users cannot act on the deprecation warning, because only a new version of PEFT can remove its cause.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -149,7 +151,7 @@ def get_peft_model(
 
 
 def load_peft_model(model: nn.Module, path: str | os.PathLike[str], **kwargs: Any) -> PeftModel:
-    """Load an adapter folder that was written by stock PEFT (in any format that PEFT writes) or by ttexport.
+    """Return ``model`` with the adapter in the folder ``path``, which stock PEFT or ttexport wrote.
 
     ``kwargs``: see ``peft.PeftModel.from_pretrained``.
     """

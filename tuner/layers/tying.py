@@ -3,8 +3,8 @@
 Three kinds of evidence show that a module is tied to the input embedding, listed from strongest to weakest. First, the
 weights of the module and of the embedding share storage. Second, the config (or the text config) sets
 ``tie_word_embeddings`` to true. Third, the config has no flag ``tie_word_embeddings``, and the model's class declares
-the tie. Evidence from the config or from the class counts only if the weights are equal or not loaded yet: a T5 v1.1
-checkpoint has a separate head although the config has ``tie_word_embeddings: true``.
+the tie. The config or the class alone is no proof: unless the weights are still on the meta device, they must also be
+equal. For example, a T5 v1.1 checkpoint has a separate head although its config has ``tie_word_embeddings: true``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def output_embedding(model: nn.Module) -> nn.Module | None:
 
 
 def further_embedding(model: nn.Module) -> nn.Module | None:
-    """Return the second embedding of models such as Gemma 4, with a row per token for every layer, or None.
+    """Return the per-layer input embedding of models such as Gemma 4, or None.
 
-    A new token needs a row in the second embedding, too.
+    The per-layer input embedding also has one row per token, so a new token needs a row in it.
     """
     return _ask(model, "get_per_layer_input_embeddings")
 
@@ -49,7 +49,7 @@ def _ask(model: nn.Module, method: str) -> nn.Module | None:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the innermost module inside tuner layers and inside the wrappers that PEFT adds for another adapter."""
+    """Return the model's original module, without the layers and wrappers in which this package or PEFT wrapped it."""
     while True:
         inner = getattr(module, "base_layer", None)
         if not isinstance(inner, nn.Module):

@@ -20,10 +20,12 @@ __all__ = ["adapt"]
 
 
 def adapt(model: PreTrainedModel, base: Base, token_ids: Sequence[int], spec: TuneSpec) -> Any:
-    """Return ``model`` as a PeftModel with trainable rows for ``token_ids``. An untied head also gets trainable rows.
+    """Return ``model`` as a PeftModel with trainable rows for ``token_ids``.
 
-    The adapter records the name and revision of the base. Raises: UsageError if new tokens would have no trained rows
-    in an untied head, BadInput if ``lora_targets`` match no module.
+    An untied head also gets trainable rows, unless ``spec.train_head`` is False.
+
+    The adapter's config records the name and revision of the base. Raises: UsageError if new tokens would have no
+    trained rows in an untied head, BadInput if ``lora_targets`` match no module.
     """
     untied = output_embedding(model) is not None and not tied_module_names(model)
     if untied and spec.train_head is False and spec.new_tokens:
@@ -49,7 +51,7 @@ def adapt(model: PreTrainedModel, base: Base, token_ids: Sequence[int], spec: Tu
 def _lora(model: PreTrainedModel, token_ids: Sequence[int], spec: TuneSpec, *, train_head: bool) -> LoraConfig:
     """Return a LoRA configuration that also trains the token rows.
 
-    A tied head is not listed in the configuration, because PEFT finds a tied head by itself.
+    The configuration does not list a tied head, because PEFT finds tied heads by itself.
     """
     assert spec.lora_rank is not None
     modules = [input_embedding(model), output_embedding(model) if train_head else None, further_embedding(model)]
@@ -67,6 +69,6 @@ def _lora(model: PreTrainedModel, token_ids: Sequence[int], spec: TuneSpec, *, t
 def _names(model: nn.Module, module: nn.Module) -> list[str]:
     """Return a list that contains only the last part of the dotted name of ``module``.
 
-    In PEFT's file format, a module is identified by the last part of its name.
+    An adapter's config identifies target modules by the last part of their names.
     """
     return [name.rpartition(".")[2] for name, other in model.named_modules() if other is module]

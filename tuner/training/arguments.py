@@ -60,8 +60,8 @@ def _schedule(spec: TuneSpec) -> dict[str, Any]:
     """Return the training arguments that determine when evaluations run and when checkpoints are written.
 
     "Once per epoch" is converted to a number of steps, because at the end of an epoch transformers would evaluate only
-    after writing the checkpoint of the last step. If a run were resumed from a checkpoint that was written before the
-    evaluation, the evaluation would be skipped.
+    after writing the checkpoint of the last step. A run that resumes from a checkpoint written before an evaluation
+    would skip this evaluation.
     """
     return {
         "eval_strategy": "steps" if spec.evaluates else "no",

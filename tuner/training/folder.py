@@ -19,7 +19,7 @@ __all__ = ["check_output", "staged_adapter", "write_adapter"]
 def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
     """Check, before any work is done, that the output folder can be written.
 
-    The function has the same arguments and errors as ``staged_adapter``.
+    The arguments and the errors are those of ``staged_adapter``.
     """
     out = Path(os.path.abspath(out))
     require_apart(out, inputs)
@@ -39,9 +39,9 @@ def staged_adapter(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> 
     """Yield an empty folder that is renamed to ``out`` if the block ends without an error.
 
     If the block raises an error, the folder is removed. The folder is synced to disk and renamed to ``out`` in one step
-    (``exporter.io.staging.staged``). The file modes follow the process's umask. force: replace an existing adapter
-    folder, but no other path. inputs: paths that ``out`` must not replace. Raises: OutputError if ``out`` exists or
-    cannot be written, UsageError if ``out`` would replace an input.
+    (``exporter.io.staging.staged``). The files get the modes that the process's umask permits. force: replace ``out``
+    if ``out`` is an adapter folder. inputs: paths that ``out`` must not replace. Raises: OutputError if ``out`` exists
+    or cannot be written, UsageError if ``out`` would replace an input.
     """
     check_output(out, force=force, inputs=inputs)
     with staged(Path(os.path.abspath(out)), force=force) as draft:
@@ -67,7 +67,7 @@ def _finish(folder: Path) -> None:
 
 
 def write_adapter(folder: Path, model: Any, tokenizer: Any, record: Mapping[str, Any], state: Any = None) -> None:
-    """Write the adapter files in PEFT's format, the files of the tokenizer, and ``record`` as train.json.
+    """Write the adapter in PEFT's format, the files of the tokenizer, and the training record ``record`` as train.json.
 
     state: the trained parameters by name, needed if ``model`` contains only shards of the parameters; if None, the
     parameters are read from ``model``. The embedding matrix is never saved, even if new tokens made the matrix grow,

@@ -1,4 +1,4 @@
-"""Create the reports of a run: the file metrics.jsonl, the loss curve, and the losses for the training record."""
+"""Create the reports of a training run: metrics.jsonl, the loss curve, and the losses for the training record."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ _CURVES: Final = {
 
 
 def metrics(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries for training steps and evaluations in a trainer's history, with ttexport's names as keys."""
+    """Return the entries of training steps and evaluations in a trainer's log history.
+
+    Keys of transformers are renamed to those of ttexport, such as ``learning_rate`` to ``lr``.
+    """
     entries = [{ours: entry[name] for name, ours in _NAMES.items() if name in entry} for entry in history]
     return [entry for entry in entries if "loss" in entry or "eval_loss" in entry]
 
 
 def losses(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the first and last value of every loss in the history, with keys such as ``first`` and ``taught_last``."""
+    """Return the first and last value of every loss in a log history, with keys such as ``first`` and ``eval_last``."""
     ends: dict[str, float] = {}
     for entry in metrics(history):
         for name in _CURVES.keys() & entry.keys():

@@ -41,7 +41,7 @@ _PACKAGES: Final = ("ttexport", "accelerate", "datasets", "peft", "tokenizers", 
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """The examples of a run in two forms: as read from the file, and encoded as token ids."""
+    """The examples of a training run in two forms: as read from the file, and encoded as token ids."""
 
     train: Examples
     evaluate: Examples | None
@@ -54,12 +54,12 @@ def tune(
 ) -> dict[str, Any]:
     """Run the training that ``spec`` specifies, and return the training record, extended by the path of the adapter.
 
-    The record is also written as train.json. examples: the examples in ``spec.data``, if the caller has already read
-    the file. on_note: callback for notes to the user; without a callback, a download shows no progress. The folder
-    ``spec.out`` is created only if the run succeeds. During the run, checkpoints are stored in the work folder next to
-    ``spec.out``. Under torchrun or ``accelerate launch``, every process must call ``tune``. The first process writes
-    the output, and every process returns after the output is written. Raises: for an invalid input, only errors whose
-    classes are defined in ``exporter.errors``.
+    The training record is also written as train.json. examples: the examples in ``spec.data``, if the caller has
+    already read the file. on_note: callback for notes to the user; without a callback, a download shows no progress.
+    The folder ``spec.out`` is created only if the run succeeds. During the run, checkpoints are stored in the work
+    folder next to ``spec.out``. Under torchrun or ``accelerate launch``, every process must call ``tune``. The first
+    process writes the output, and every process returns after the output is written. Raises: for an invalid input, only
+    errors whose classes are defined in ``exporter.errors``.
     """
     note = on_note or _ignore
     examples = read_examples(spec.data) if examples is None else examples
@@ -127,7 +127,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, held_out: Ex
 
 
 def _note_data(tokens: list[dict[str, Any]], data: _Data, spec: TuneSpec, note: OnNote) -> None:
-    """Count the taught tokens in the data for the record, and report unexpected counts before the training starts."""
+    """Record how often each trained token occurs in the training data, and report problems of the training data.
+
+    Trained tokens that do not occur, truncated examples and skipped examples are reported before the training starts.
+    """
     encoded = data.encoded
     for entry in tokens:
         entry["occurrences"] = sum(example["input_ids"].count(entry["id"]) for example in encoded.examples)
@@ -201,7 +204,7 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNote) -> dict[str, torch.Tensor]:
-    """Train from the first step, or resume from the last checkpoint of the same ``run``.
+    """Train from the first step, or resume from the last checkpoint if its run is ``run``.
 
     Return the trained parameters.
     """
@@ -230,7 +233,7 @@ def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNo
 
 
 def _is_stale(trainer: RowsTrainer) -> bool:
-    """Whether the model's rows may have changed since the last evaluation."""
+    """Whether the model's trained rows may have changed since the last evaluation."""
     if trainer.args.load_best_model_at_end:
         return True
     return not any(
@@ -239,7 +242,7 @@ def _is_stale(trainer: RowsTrainer) -> bool:
 
 
 def _identity(spec: TuneSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that must be equal in a resumed run and in the interrupted run, as JSON values by name."""
+    """Return the settings and digests that must be equal in an interrupted run and the run that resumes it."""
     names = ("base_digest", "data_digest", "eval_digest", "processes")
     run = {**{name: record.get(name) for name in names}, **spec.settings()}
     return dict(json.loads(json.dumps(run)))

@@ -1,4 +1,4 @@
-"""Extend TRL's SFTTrainer to use the model's own head, log the loss of taught tokens, and save only the adapter."""
+"""Extend TRL's SFTTrainer to use the model's own head, log the loss of trained tokens, and save only the adapter."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ OnStep = Callable[[int, int, float], None]
 class RowsTrainer(SFTTrainer):
     """An SFTTrainer for models with trained rows in the output head.
 
-    SFTTrainer itself multiplies hidden states with ``lm_head.weight``. Multiplying by ``lm_head.weight`` bypasses
-    trained rows, so SFTTrainer rejects adapters on the head. With RowsTrainer, the model itself computes the logits and
-    the loss, and memory contains only one copy of the logits. Every log entry also contains ``taught_loss``, the mean
-    loss over the labels that are in ``token_ids``, if the step has such labels.
+    SFTTrainer itself multiplies hidden states with ``lm_head.weight``. The product with ``lm_head.weight`` ignores
+    trained rows of the head, so SFTTrainer rejects adapters on the head. With RowsTrainer, the model itself computes
+    the logits and the loss, and memory contains only one copy of the logits. Every log entry also contains
+    ``taught_loss``, the mean loss over the labels that are trained tokens, unless a step has no such label.
     """
 
     def __init__(self, *, model: Any, token_ids: Sequence[int], on_step: OnStep | None = None, **kwargs: Any) -> None:
-        """Take SFTTrainer's arguments. Create the trainer. model: a PeftModel. token_ids: ids of the taught tokens."""
+        """Create the trainer.
+
+        model: a PeftModel. token_ids: ids of the trained tokens. kwargs: arguments of SFTTrainer.
+        """
         with _without_fused_head(model):
             super().__init__(model=model, **kwargs)
         self.remove_callback(PrinterCallback)
@@ -56,18 +59,18 @@ class RowsTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _taught_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return a tensor (2,) with the summed loss of the taught labels and the number of the taught labels.
+        """Return a tensor (2,) with the summed loss and the number of the labels that are trained tokens.
 
-        Peak memory: the logits at the positions of the taught labels.
+        Peak memory: a copy of the logits at the positions of labels that are trained tokens.
         """
         hit = torch.isin(labels[:, 1:], self._token_ids)
         chosen = logits[:, :-1][hit].float()
         return torch.stack([F.cross_entropy(chosen, labels[:, 1:][hit], reduction="sum"), hit.sum()]).double()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss of the taught tokens to the log of a step or an evaluation.
+        """Add the loss of the trained tokens to the log of a step or an evaluation.
 
-        Raises an error if the loss is not finite.
+        Raises: TTExportError if the loss is NaN or infinity.
         """
         for mode, key, name in (("train", "loss", "taught_loss"), ("eval", "eval_loss", "eval_taught_loss")):
             if key in logs:
@@ -85,8 +88,8 @@ class RowsTrainer(SFTTrainer):
     def trained_state(self) -> dict[str, Tensor]:
         """Return the trained parameters by name, unsharded and on the CPU.
 
-        Only the first process returns all parameters. Every process must call ``trained_state``, because sharded
-        parameters are gathered from all processes. Frozen parameters are not gathered from the processes.
+        Only the first process is guaranteed to get all parameters. Every process must call ``trained_state``, because
+        sharded parameters are gathered from all processes. Frozen parameters are not gathered from the processes.
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return cast(dict[str, Tensor], get_model_state_dict(self.model_wrapped, options=options))
@@ -120,7 +123,10 @@ class RowsTrainer(SFTTrainer):
 
 @contextmanager
 def _without_fused_head(model: Any) -> Iterator[None]:
-    """Hide the head from SFTTrainer's constructor, and undo the constructor's change of the model's ``forward``."""
+    """Hide the head from SFTTrainer's constructor.
+
+    At the end of the block, restore the model's ``forward``, which the constructor replaced.
+    """
     base = model.get_base_model()
     model.get_output_embeddings = _nothing  # hides the method of the base model, to which a PeftModel delegates
     try:

@@ -1,4 +1,4 @@
-"""Manage the work folder next to an output folder.
+"""Manage the work folder, a hidden folder next to the output folder of a training run.
 
 The work folder contains the checkpoints from which an unfinished run can be resumed.
 """
@@ -36,7 +36,7 @@ def is_first_process() -> bool:
 
 @contextmanager
 def claimed(work: Path) -> Iterator[None]:
-    """Keep the folder ``work`` locked for this run while the block runs.
+    """Lock the folder ``work`` for this training run while the block runs.
 
     After the block, the folder ``work`` is removed, unless the folder contains a checkpoint to resume from. The lock is
     released when the process ends, even if the process is killed. Only the first process of a run acquires the lock.
@@ -79,12 +79,12 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 def start_or_resume(work: Path, run: Mapping[str, Any], *, resume: bool, force: bool) -> Path | None:
-    """Prepare the locked folder ``work`` for the run described by ``run``.
+    """Prepare the locked folder ``work`` for a new or resumed training run.
 
-    Return the checkpoint to resume from, or None. run: the values that identify the run, as JSON values. resume: resume
-    from the last checkpoint, if a checkpoint exists; the checkpoint must be of the same run. force: discard an earlier
-    unfinished run. Raises: UsageError if the unfinished run differs from ``run``, OutputError if an unfinished run
-    would be lost, UnreadableFile if run.json of the unfinished run is broken.
+    Return the checkpoint to resume from, or None to train from the first step. run: the settings and digests that
+    identify the run, as JSON values. resume: resume from the last checkpoint, if a checkpoint exists. force: discard an
+    earlier unfinished run. Raises: UsageError if the run to resume differs from ``run``, OutputError if an unfinished
+    run would be lost, UnreadableFile if run.json of the unfinished run is broken.
     """
     checkpoint = last_checkpoint(work)
     if resume and checkpoint is not None:
