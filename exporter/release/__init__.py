@@ -1,9 +1,10 @@
 """Make verified, reproducible and optionally signed artifacts of one or more models from one ``release.toml``.
 
 ``plan_release(read_spec(path), cache=Cache.of_user())`` locates and hashes the inputs and plans every artifact.
-``run_release(plan, out)`` makes, verifies and publishes the release. ``assemble_release`` joins the pieces that
-``run_release(…, only=job)`` made elsewhere. ``release_on_ray`` makes and joins the pieces on a Ray cluster. The
-docstring of each function lists the errors that the function raises.
+``run_release(plan, out)`` makes, verifies and publishes the release. A piece is a folder with the artifact of a single
+job; ``run_release(…, only=job)`` makes a piece. ``assemble_release`` joins pieces that were made on different machines
+into a release. ``release_on_ray`` makes the pieces on a Ray cluster and joins them into a release. The docstring of
+each function lists the errors that the function raises.
 """
 
 from __future__ import annotations

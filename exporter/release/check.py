@@ -1,8 +1,8 @@
 """Check every file, tensor and document of a release folder offline against the manifest in the folder.
 
-Every document except the manifest is rendered again and compared byte for byte with the file on disk. Because the
-documents are rendered again, an edit of only the manifest is detected. If all documents were rewritten consistently,
-only the signature, which proves the origin of the release, reveals the change.
+Every document except the manifest is rendered again and compared byte for byte with the file on disk. If someone edits
+only the manifest, the documents rendered from it differ from the files on disk, and the check fails. If someone
+rewrites the manifest and all other documents consistently, only the check of the signature fails.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SIGNED: Final = "signature"
 
 
 def is_release(path: Path) -> bool:
-    """Whether ``path`` is a folder that contains at least one document that occurs only in releases."""
+    """Whether ``path`` is a release folder: it contains the manifest or another document that only releases contain."""
     return path.is_dir() and any((path / name).is_file() for name in NAMES)
 
 
@@ -78,7 +78,10 @@ class _ReleaseFolder:
         self.folder, self.manifest, self.content = folder, manifest, content
 
     def documents(self) -> Iterator[Check]:
-        """Compare the documents with the manifest, and check that the bytes of the manifest are in canonical form."""
+        """Compare the documents with the manifest.
+
+        The bytes of manifest.json must be in canonical form, with sorted keys and two spaces of indentation.
+        """
         canonical = manifests.to_bytes(self.manifest)
         paths = [file.path for file in self.manifest.files]
         ordered = paths == sorted(set(paths))
@@ -162,7 +165,7 @@ class _ReleaseFolder:
         return None if digest == file.sha256 else f"{file.path}: expected sha256 {file.sha256}, found {digest}"
 
     def _tensor_fault(self, file: FileEntry) -> str | None:
-        """Compare a file's type and tensors with the file's entry in the manifest."""
+        """Compare the kind and the tensors of a file with the entry for the file in the manifest."""
         if (actual := file_kind(file.path)) != file.kind:
             return f"{file.path}: expected kind {file.kind}, found {actual}"
         try:
@@ -181,10 +184,11 @@ class _ReleaseFolder:
 
 
 def _renderer_difference(manifest: Manifest) -> str | None:
-    """The first package whose installed version differs from the version that rendered the cards, or None.
+    """Return a text that names the first template package whose installed version did not render the cards, or None.
 
-    A different version of a package may render different bytes. The digests in the manifest protect the cards
-    regardless of package versions.
+    With another version of a template package such as Jinja2, the same manifest may be rendered to different bytes. The
+    cards are then not rendered again. An edited card is still detected, because the manifest contains the digest of
+    every card.
     """
     for name, version in card.renderers().items():
         if (used := manifest.tools.get(name)) != version:

@@ -75,7 +75,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The facts about one run of a release, which differ between two runs and are stored in ``run.json``."""
+    """The facts that ``run.json`` stores about one run of a release, such as times, which differ in the next run."""
 
     started: str  # RFC 3339, UTC
     finished: str

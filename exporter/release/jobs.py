@@ -16,9 +16,9 @@ from exporter.release.spec import ReleaseSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One artifact to make. name: name of the job, unique within the release.
+    """A job, which makes one artifact of a release. name: name of the job, unique within the release.
 
-    The ``options`` of a job apply only to the artifact that the job makes.
+    options: the options of the artifact's format, with the values for this artifact only.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Build the names within a release: names of folders, and names of GGUF files, which follow llama.cpp's convention."""
+"""Build the names of the folders and of the GGUF files in a release. GGUF file names follow llama.cpp's convention."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ def label(parameters: int) -> str:
 
 
 def model_folder(spec: ReleaseSpec, model: str) -> str:
-    """Return the folder of the model, as a path below the release.
+    """Return the path of a model's folder, relative to the release folder.
 
-    The folder name is empty if the release has only one model.
+    The path is empty if the release has only one model, because its artifacts are then in the release folder itself.
     """
     return "" if len(spec.models) == 1 else model
 
 
 def model_title(spec: ReleaseSpec, model: str) -> str:
-    """Return the model's name for texts: the release's name, plus the model's name if there are two or more models."""
+    """Return the title of a model: the name of the release, plus the key of the model if the release has several."""
     return spec.name if len(spec.models) == 1 else f"{spec.name}-{model}"
 
 
 def artifact_place(spec: ReleaseSpec, job: Job, storage: str, parameters: int) -> str:
-    """Return the path of the artifact below the release, with slashes. storage: storage of the planned artifact."""
+    """Return the path of an artifact relative to the release folder, with slashes.
+
+    storage: dtype or quantisation type of the artifact.
+    """
     name, row = job.format, FORMATS[job.format]
     if row.is_file:
         name += f"/{gguf_name(spec, job.model, storage, parameters, adapter_only=row.adapter_only)}"
@@ -42,11 +45,11 @@ def artifact_place(spec: ReleaseSpec, job: Job, storage: str, parameters: int) -
 def gguf_name(spec: ReleaseSpec, model: str, storage: str, parameters: int, *, adapter_only: bool = False) -> str:
     """BaseName-SizeLabel-FineTune-Encoding-Type.gguf.
 
-    The size is omitted from the file name if the model name already contains the size. The file name of an adapter
-    contains the type ``LoRA``; file names of models contain no type. The file name contains no version, so that links
-    to the file stay valid.
+    The label of the model size, such as ``135M``, is omitted if the name of the release already contains it. The file
+    name of an adapter contains the type ``LoRA``; file names of models contain no type. The file name contains no
+    version, so that links to the file stay valid when a new version is released.
 
-    Source of the naming convention: docs/gguf.md of ggml, through the gguf package.
+    The naming convention is documented in ggml's docs/gguf.md and implemented by the package gguf.
     """
     size = label(parameters)
     stated = size.lower() in spec.name.lower().split("-")

@@ -79,7 +79,7 @@ class ReleasePlan:
 
     @cached_property
     def inputs(self) -> set[Path]:
-        """Every input file that making the release reads."""
+        """The paths of all input files that are read to make the release."""
         merges = [self.base, *(model.merge for model in self.models.values())]
         return option_files(self.spec.formats, self.spec.verify).union(*map(merge_files, merges))
 
@@ -107,17 +107,17 @@ class ReleasePlan:
     def key(self, job: Job) -> str:
         """Return the digest of the job's name, output path and recipe.
 
-        The digest serves as the job's key: a finished job is up to date if its key is unchanged. The key of a job does
-        not depend on the verification of the artifact.
+        The digest is the key of the job: a finished job need not be repeated if its key is unchanged. The key does not
+        depend on how the artifact is verified.
         """
         recipe = self.recipe(self.models[job.model].merge, job.options)
         return digest_of(json.dumps([job.name, self.place(job), recipe], sort_keys=True).encode())
 
     def verifications(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Map each model to the digest of the verification settings for its artifacts in ``jobs``.
+        """Map each model with a job in ``jobs`` to the digest of the settings with which its artifacts are verified.
 
-        Empty at level ``off``. A recorded verification is up to date if the digest of the verification settings and the
-        keys of the model's jobs are unchanged.
+        Empty at level ``off``. The verification of a model need not be repeated if this digest and the keys of the
+        model's jobs are unchanged.
         """
         options = self.spec.verify
         if options.level == "off":
@@ -126,7 +126,7 @@ class ReleasePlan:
         return {job.model: digest for job in jobs}
 
     def place(self, job: Job) -> str:
-        """Return the path of the job's artifact below the release, with slashes."""
+        """Return the path of the job's artifact relative to the release folder, with slashes."""
         parameters = self.models[job.model].parameter_count
         return artifact_place(self.spec, job, self.targets[job.name].storage, parameters)
 
@@ -173,9 +173,9 @@ def plan_release(
 def _plan_targets(
     spec: ReleaseSpec, jobs: Sequence[Job], base: MergePlan, models: Mapping[str, ModelPlan]
 ) -> dict[str, Target]:
-    """Map each job to its planned output.
+    """Map each job to the plan of its artifact.
 
-    All models whose artifacts are patched share the planned output of the base.
+    If an artifact will be made by patching an artifact of the base, its plan is the plan of the base's artifact.
     """
     shared: dict[str, Target] = {}
     targets = {}
@@ -198,9 +198,9 @@ def _argument(source: Located) -> str:
 
 
 def _add_material(materials: dict[str, Material], source: Located, adapter: Adapter, digests: FileDigests) -> str:
-    """Add the adapter to ``materials`` and return its key.
+    """Add an adapter to ``materials``, the inputs of the release, and return the key under which it was added.
 
-    The key is the adapter's name, with a number if the name is already used.
+    The key is the name of the adapter, followed by a number if a different adapter already has that name.
     """
     material = _material(source, adapter_files(adapter), digests)
     key, number = source.name, 1

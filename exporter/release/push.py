@@ -80,12 +80,12 @@ def push(
     """Upload the release in ``folder`` to ``repo`` in one commit.
 
     repo: org/name; created if the repository does not exist. revision: a branch; created from main if the branch does
-    not exist. dry_run: return the preview without network access; None means a dry run only in a CI job. private:
-    visibility of a new repository. endpoint: URL of the hub, by default HF_ENDPOINT. The access token is HF_TOKEN, or
-    else the token stored by ``hf auth login``. If an upload has more than 256 files or lasts more than five minutes,
-    huggingface_hub makes two or more commits. Raises NotEquivalent if the folder differs from the release that was
-    made, UsageError if the repository id is invalid, and OutputError if the hub refuses the upload, fails or cannot be
-    reached. After an interrupted upload, calling ``push`` again resumes the upload.
+    not exist. dry_run: upload nothing, and return only a preview of the upload; None means a dry run only in a CI job.
+    private: whether a repository that is created by the upload is private. endpoint: URL of the hub, by default
+    HF_ENDPOINT. The access token is HF_TOKEN, or else the token stored by ``hf auth login``. If an upload has more than
+    256 files or lasts more than five minutes, huggingface_hub makes two or more commits. Raises NotEquivalent if the
+    files in the folder do not match the manifest of the release, UsageError if the repository id is invalid, and
+    OutputError if the upload fails. After an interrupted upload, calling ``push`` again resumes the upload.
     """
     require_repo_id(repo)
     require_as_released(check_release(folder))
@@ -128,9 +128,10 @@ def _send(folder: Path, preview: Pushed, *, private: bool, endpoint: str | None,
 
 
 def _earlier_files(api: HfApi, preview: Pushed) -> set[str]:
-    """Return the files of the release that the repository now contains, according to the manifest, plus the signature.
+    """Return the paths of the files in the repository that belong to the earlier release.
 
-    The result is empty if the repository contains no release with a readable manifest.
+    These files are the signature and the files that the manifest in the repository lists. The result is empty if the
+    repository has no manifest or if the manifest cannot be read.
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 

@@ -81,7 +81,7 @@ class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Plain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Types of the keys and tables of ``release.toml`` that are not groups of command options."""
+    """Types of the keys and tables that occur only in ``release.toml`` and are not options of ``ttexport export``."""
 
     name: str
     version: str
@@ -170,7 +170,7 @@ def _tables(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rule_violations(spec: ReleaseSpec) -> Iterator[str]:
-    """Check the rules that the types of the values cannot express, and return one line for each violation."""
+    """Check rules that a type does not express, such as unique model names, and return one line for each violation."""
     for key, value in [("name", spec.name), ("version", spec.version), *(("models", name) for name in spec.models)]:
         if not _NAME.fullmatch(value):
             yield f"{key}: expected letters, digits, dots, dashes or underscores, found {value!r:.80}"
@@ -190,8 +190,8 @@ def _rule_violations(spec: ReleaseSpec) -> Iterator[str]:
 def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
     """Return one line for each input that exists in the current folder but not below ``folder``.
 
-    A path must not depend on the current folder, because the command would then find no input or another input when run
-    elsewhere.
+    A path that exists only in the current folder is a mistake, because paths in ``release.toml`` are relative to the
+    folder of ``release.toml``.
     """
     inputs = [("base", spec.base)]
     inputs += [(f"models.{name}.adapters", source) for name, model in spec.models.items() for source in model.adapters]

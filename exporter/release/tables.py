@@ -1,4 +1,4 @@
-"""Define the tables of ``release.toml`` that are not groups of command options, and find unknown keys."""
+"""Define the tables ``[models.NAME]``, ``[signing]`` and ``[hub]`` of ``release.toml``, and find unknown keys."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class HubTable(_Table, frozen=True):
 
 
 def unknown_keys(table: Mapping[str, Any], known: Sequence[str] | type[msgspec.Struct], where: str) -> Iterator[str]:
-    """Return one line for each key of ``table`` that is not in ``known``, with the most similar known key.
+    """Return one line for each key of ``table`` that is not in ``known``.
+
+    The line also names the most similar known key.
 
     where: prefix of the keys in the lines, such as ``models.one.``.
     """

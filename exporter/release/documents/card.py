@@ -131,7 +131,7 @@ def _formats(artifacts: Sequence[ArtifactEntry]) -> list[Format]:
 def _usage(manifest: Manifest, model: str) -> Iterator[Usage]:
     """Yield usage examples for the artifacts of ``model``.
 
-    Examples for single-file formats come first, because single-file formats need no Python.
+    Examples for formats with a single file, such as GGUF, come first, because their runtimes need no Python.
     """
     for row in sorted(FORMATS.values(), key=lambda row: not row.is_file):
         if artifacts := artifacts_of(manifest, model, row.name):
@@ -165,7 +165,7 @@ def _linked(material: MaterialEntry, key: str | None = None) -> str:
 
 
 def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
-    """Return a phrase that names the adapters of a model, for use within a sentence."""
+    """Return a phrase for the text of the card that names the adapters of a model, such as "the adapter A"."""
     names = [_linked(manifest.adapters[name], name) for name in entry.adapters]
     if not names:
         return "no adapter"
@@ -173,7 +173,7 @@ def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
 
 
 def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
-    """Return the row that describes an artifact in the table of files."""
+    """Return the row for an artifact in the card's table of files."""
     sizes = {entry.path: entry.size for entry in manifest.files}
     return {
         "path": relative_path(manifest, artifact.model, artifact.path),
@@ -184,11 +184,11 @@ def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
 
 
 def _verdict_rows(manifest: Manifest, artifact: ArtifactEntry) -> Iterator[Mapping[str, Any]]:
-    """Yield the table rows that give the verification results of an artifact.
+    """Yield the rows for an artifact in the card's table of verification results.
 
-    If an artifact is a folder with two or more models, each model has its own row, and an additional row shows the
-    checks that belong to no model. A single row for the whole folder would mix the values of exact and quantised
-    models.
+    If the artifact is a folder with two or more ONNX models, each model has a row in the table, and one more row shows
+    the checks of the folder as a whole. A single row for the whole folder would mix the errors of quantised models with
+    the errors of unquantised models.
     """
     path, verdict = relative_path(manifest, artifact.model, artifact.path), artifact.verdict
     if verdict is None:
@@ -223,17 +223,17 @@ def _verdict_row(path: str, verdict: Verdict) -> Mapping[str, Any]:
 
 
 def _owner(name: str) -> str:
-    """File name, without suffix, of the model to which a check or a measured value belongs.
+    """Return the file name, without suffix, of the model whose check or measured value is called ``name``.
 
-    The result is empty if the name of the check contains no model.
+    The result is an empty text if ``name`` does not begin with the file name of a model.
     """
     return name.rpartition(": ")[0]
 
 
 def _worst(verdict: Verdict, measure: str) -> str:
-    """Largest value of a measure among the checks and the measured values, as text with three digits.
+    """Return the largest value of ``measure`` (such as "max abs") in a verification result, as text with three digits.
 
-    The result is empty if no model was run during verification.
+    The result is an empty text if the verification did not run the model and therefore measured nothing.
     """
     values = list(_values(verdict, measure))
     return f"{max(values):.2e}" if values else ""

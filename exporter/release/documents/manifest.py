@@ -1,4 +1,4 @@
-"""The format of manifest.json, which contains all facts about a release except the facts about the run.
+"""The format of manifest.json, which contains all facts about a release except the facts in run.json (time, machine).
 
 The other documents of a release are rendered from manifest.json and checked against manifest.json. ``python -m
 exporter.release.documents.manifest`` writes the JSON schema of the manifest, ``manifest.schema.json``. A manifest has
@@ -79,7 +79,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class CheckEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The result of one check of the verification.
 
-    value, limit: measured value and limit; null for a yes-or-no check. A number that is not finite is stored as text.
+    value, limit: measured value and limit; null for a yes-or-no check. A value of NaN or infinity is stored as text.
     """
 
     name: str
@@ -177,9 +177,9 @@ def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
 
 
 def card_texts(table: Mapping[str, Any], where: str) -> CardEntry:
-    """Parse ``table`` of ``release.toml``.
+    """Parse ``table``, a table of card texts in ``release.toml``.
 
-    If a key is unknown or a value is invalid, raises BadInput with a message that names ``where``.
+    Raises BadInput if a key is unknown or a value is invalid; the message begins with ``where``, the name of the table.
     """
     try:
         return msgspec.convert(dict(table), CardEntry)
@@ -188,16 +188,16 @@ def card_texts(table: Mapping[str, Any], where: str) -> CardEntry:
 
 
 def to_bytes(document: object) -> bytes:
-    """Encode ``document`` in the canonical form. document: a struct or JSON values."""
+    """Encode ``document`` (a struct or JSON values) as indented JSON with sorted keys and a newline at the end."""
     return msgspec.json.format(msgspec.json.encode(document, order="deterministic"), indent=2) + b"\n"
 
 
 def read(path: Path) -> tuple[Manifest, bytes]:
     """Read the manifest at ``path`` and return the parsed manifest and the bytes of the file.
 
-    The bytes of the manifest need not be in canonical form. Raises UnreadableFile if the file is not a manifest or has
-    another schema version, if the manifest refers to unknown models or adapters, or if the manifest contains a path
-    outside of the manifest's folder.
+    Any JSON formatting is accepted: the order of the keys and the indentation are not checked. Raises UnreadableFile if
+    the file is not a manifest or has another schema version, if the manifest refers to unknown models or adapters, or
+    if the manifest contains a path outside of the manifest's folder.
     """
     content = read_file(path, max_nbytes=_MAX_BYTES)
     manifest = decode(path, content, Manifest)
@@ -219,7 +219,7 @@ def read(path: Path) -> tuple[Manifest, bytes]:
 
 
 def decode(path: Path, content: bytes, document_type: type[_Document]) -> _Document:
-    """Decode ``content`` strictly.
+    """Decode ``content``, the bytes of the JSON document at ``path``.
 
     Raises UnreadableFile if a key of the JSON document is unknown, missing or repeated.
     """
@@ -278,7 +278,7 @@ def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """``value``. Replace a NaN or an infinity by its name as text, because JSON cannot represent NaN and infinity."""
+    """Return ``value``, or its name as text if ``value`` is NaN or infinity, which JSON cannot represent."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,8 +1,8 @@
 """Render the Modelfile from which Ollama loads a GGUF of the release.
 
-The Modelfile has no TEMPLATE, because Ollama reads the chat template from the GGUF. A chat template translated into
-Ollama's own template language might differ from the original. The Modelfile lists the stop strings, which end a reply,
-because some versions of Ollama do not read stop strings from the GGUF.
+The Modelfile has no TEMPLATE, because Ollama reads the chat template from the GGUF. A chat template that was translated
+into Ollama's own template language might render prompts differently. The Modelfile lists the stop strings, which end a
+reply, because some versions of Ollama do not read stop strings from the GGUF.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _TOKENS: Final = "tokenizer.ggml.tokens"
 def to_bytes(folder: Path, manifest: Manifest, model: str) -> bytes | None:
     """Render the Modelfile of ``model`` (a key of the manifest's models).
 
-    Return None if the model has no GGUF in a single file. Ollama cannot load a GGUF that is split into two or more
-    files. folder: the release folder with the GGUF; the tokens that end a reply are read from the header of the GGUF.
-    Raises UnreadableFile.
+    Return None if the release contains no GGUF of the model, or only GGUFs that are split into several files. Ollama
+    cannot load a split GGUF. folder: the release folder, which must already contain the GGUF, because the tokens that
+    end a reply are read from the GGUF's header. Raises UnreadableFile.
     """
     artifacts = artifacts_of(manifest, model, GgufOptions.section)
     files = preferred_gguf([artifact for artifact in artifacts if not artifact.is_split])
@@ -45,9 +45,9 @@ def to_bytes(folder: Path, manifest: Manifest, model: str) -> bytes | None:
 
 
 def stops(tokens: Sequence[str], metadata: Mapping[str, Any]) -> Iterator[str]:
-    """Return the elements of ``tokens`` that end a text or a turn, each in quotes.
+    """Yield the end-of-text, end-of-turn and end-of-message tokens that the GGUF's ``metadata`` names, each in quotes.
 
-    Tokens that would need escaping are omitted, because the Modelfile format has no escapes.
+    Tokens with quotes or control characters are omitted, because the Modelfile format has no escape sequences.
     """
     ids = dict.fromkeys(metadata[key] for key in _ENDS if isinstance(metadata.get(key), int))
     for text in (tokens[token_id] for token_id in ids if 0 <= token_id < len(tokens)):

@@ -47,7 +47,7 @@ def to_bytes(manifest: Manifest) -> bytes:
 
 
 def _dependencies(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """Return one resource descriptor for each input file.
+    """Return one in-toto resource descriptor for each input file.
 
     The files of the base come first, followed by the files of the adapters in the order of the adapter names.
     """
@@ -65,7 +65,7 @@ def _dependencies(manifest: Manifest) -> Iterator[dict[str, Any]]:
 def _package_url(material: MaterialEntry, path: str) -> str:
     """Return the package URL (purl) of an input file.
 
-    Source: the package-url type ``huggingface``, with namespace, name, commit in lower case, and the file as subpath.
+    The format is the package-url type ``huggingface``: namespace, name, commit in lower case, and the file as subpath.
     """
     name = quote(material.name, safe="/")
     return f"pkg:huggingface/{name}@{quote((material.revision or '').lower(), safe='')}#{quote(path, safe='/')}"

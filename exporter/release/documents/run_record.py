@@ -41,7 +41,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def to_bytes(run: Run, manifest: bytes, signature: bytes | None) -> bytes:
-    """Encode the record of ``run``, with the digests of ``manifest`` and ``signature``."""
+    """Return the bytes of run.json: the facts about ``run``, and the digests of ``manifest`` and ``signature``."""
     record = Record(
         schema=SCHEMA,
         manifest_sha256=hashlib.sha256(manifest).hexdigest(),

@@ -1,9 +1,9 @@
 """Create and verify model.sig, an OpenSSF model signature over all files of a release except run.json.
 
 The signature is made with a private key without network access, or through Sigstore with the identity of a person or a
-CI job. The file run.json is not signed, because run.json contains the digest of the signature. The digest of the
-signature in run.json reveals a lost or changed signature even without the public key; all other files are the same with
-and without signing.
+CI job. The file run.json is not signed, because run.json contains the digest of the signature. With the digest of the
+signature in run.json, a lost or changed signature is detected even without the public key. Signing a release changes no
+file except run.json and model.sig.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def sign(folder: Path, signing: Signing) -> bytes:
 
 
 def require_signer(signing: Signing) -> None:
-    """Check, before any work is done, that ``sign`` will be able to sign.
+    """Check, before the release is made, that the signing package and the private key are usable.
 
     Raises MissingDependency if the signing package is not installed, and BadInput if the private key is unusable. A
     Sigstore identity is checked only at the time of signing, because Sigstore tokens expire within minutes.
@@ -115,7 +115,10 @@ def signature_fault(folder: Path, trust: Trust) -> str | None:
 
 @contextmanager
 def _loading_key(key: Path, key_type: str) -> Iterator[None]:
-    """Convert exceptions of the package cryptography to BadInput. key_type: ``private`` or ``public``."""
+    """Convert exceptions that the package cryptography raises in the ``with`` body to BadInput.
+
+    key_type: ``private`` or ``public``.
+    """
     try:
         yield
     except (ValueError, TypeError, AttributeError) as exc:
@@ -124,7 +127,7 @@ def _loading_key(key: Path, key_type: str) -> Iterator[None]:
 
 @contextmanager
 def _contacting_sigstore() -> Iterator[None]:
-    """Convert exceptions inside the block to OutputError.
+    """Convert every exception that Sigstore raises in the ``with`` body to OutputError.
 
     Exceptions of any class are converted, because every package between ttexport and Sigstore's service raises its own
     exceptions.

@@ -1,4 +1,4 @@
-"""Compute the sha256 of files and of the tensors in the files. Peak memory: one block of bytes for each thread."""
+"""Compute the sha256 of files and of the tensors in the files. Each hashing thread needs one MiB of memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _KINDS_BY_SUFFIX: Final = {
 
 
 def file_kind(path: str) -> str:
-    """Return the purpose that a file of a release has, according to its name."""
+    """Return the kind of a file in a release, such as "weights" or "tokenizer", according to the file name."""
     name = Path(path).name
     return _KINDS_BY_NAME.get(name) or _KINDS_BY_SUFFIX.get(Path(path).suffix, "other")
 
@@ -58,7 +58,7 @@ def file_kind(path: str) -> str:
 def list_files(folder: Path) -> list[str]:
     """Return the sorted paths, with "/" as separator, of all files, broken links and empty folders below ``folder``.
 
-    Files that git or the hub's client adds are omitted.
+    Files that git or the hub's client adds, such as ``.gitattributes``, are omitted.
     """
     paths = []
     for parent, folders, files in os.walk(folder):
@@ -73,7 +73,9 @@ def list_files(folder: Path) -> list[str]:
 
 
 def entries(folder: Path, paths: Iterable[str]) -> list[FileEntry]:
-    """Hash the files at ``paths`` below ``folder``. Each file is hashed as a whole and tensor by tensor.
+    """Hash the files at ``paths`` below ``folder``.
+
+    For each file, the sha256 of the whole file and the sha256 of each tensor in the file are computed.
 
     Raises UnreadableFile if a path is not a regular file or if a file's header does not match its content, and BadInput
     if a checksum file cannot represent a file name.

@@ -2,8 +2,8 @@
 
 The manifest lists cards, Modelfiles and artifacts. The provenance statement lists the manifest as a subject. SHA256SUMS
 lists the files of the release, the manifest and the provenance statement. The file run.json contains the digests of the
-manifest and of the signature. The signature covers all files except run.json and the signature itself. A consistent
-rewrite of all documents is detected only by the signature.
+manifest and of the signature. The signature covers all files except run.json and the signature itself. If someone
+rewrites all documents consistently, only the check of the signature fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ NAMES = (manifests.NAME, checksums.NAME, provenance.NAME, run_record.NAME)
 
 
 def write_documents(draft: Path, release: Release, run: Run, *, signing: Signing | None = None) -> None:
-    """Write every document into ``draft``. The folder ``draft`` must contain the artifacts and no other file.
+    """Write the manifest and every other document of ``release`` into the folder ``draft``.
+
+    The folder ``draft`` must contain the artifacts and no other file.
 
     Every document is fsynced, and no existing file is overwritten. Two calls for the same release write the same bytes,
     except for run.json and the signature. Every artifact is read twice for hashing: once for the digest of the file and
@@ -50,7 +52,7 @@ def write_documents(draft: Path, release: Release, run: Run, *, signing: Signing
 
 
 def render_for_models(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """Map the relative path of each card and Modelfile to its content. folder: the release folder."""
+    """Map the relative path of each card and Modelfile to its rendered content. folder: the release folder."""
     pages = {}
     for key, model in manifest.models.items():
         place = Path(model.folder)

@@ -1,1 +1,1 @@
-"""Make a release, using a cache of artifacts, a journal of finished work, and pieces made on other machines."""
+"""Make a release on one machine, or join it from pieces (one artifact each) that were made on several machines."""

@@ -32,9 +32,9 @@ def assemble_release(
 ) -> Release:
     """Copy the pieces in ``folders`` into a release at ``out`` and return the facts of the release.
 
-    Joining needs neither the base nor the adapters. resume: if the release is already finished, return the release
-    unchanged. With ``resume`` or ``force``, an unfinished release at ``out`` is discarded and made again from the
-    beginning. Raises OutputError and every error that ``CollectedPieces.open`` raises.
+    The files of the base and of the adapters are not needed for joining. resume: if the release is already finished,
+    return the release unchanged. With ``resume`` or ``force``, an unfinished release at ``out`` is discarded and made
+    again from the beginning. Raises OutputError and every error that ``CollectedPieces.open`` raises.
     """
     hooks, started = hooks or Hooks(), now()
     collected = CollectedPieces.open(spec, folders)
@@ -83,7 +83,7 @@ class CollectedPieces:
 
     @property
     def release(self) -> Release:
-        """The facts of the joined release."""
+        """The facts of the release, with the artifacts of all pieces."""
         pieces = list(self.pieces.values())
         return replace(pieces[0].release, artifacts=tuple(piece.artifact for piece in pieces))
 
@@ -98,7 +98,7 @@ class CollectedPieces:
         return {model: digest for piece in self.pieces.values() for model, digest in piece.verifications.items()}
 
     def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:
-        """Copy the artifacts into the draft of ``stage`` and write the documents of the release.
+        """Copy the artifacts of all pieces into the staging folder ``stage``, and write the documents of the release.
 
         started: time at which the run started, in RFC 3339 format.
         """

@@ -23,7 +23,7 @@ REPORT: Final = "report.json"
 
 
 def finish(draft: Path, release: Release, run: Run, signing: SigningTable | None) -> None:
-    """Write the documents for the artifacts in ``draft``.
+    """Write the verification reports and the documents of a release next to its artifacts in the folder ``draft``.
 
     Only run.json and the signature differ between two runs of the same release. Raises OutputError and every error that
     ``write_documents`` raises.
@@ -36,7 +36,7 @@ def finish(draft: Path, release: Release, run: Run, signing: SigningTable | None
 
 
 def require_finish(signing: SigningTable | None) -> None:
-    """Raise MissingDependency or BadInput if ``finish`` will not be able to sign the release."""
+    """Raise MissingDependency or BadInput if the signing package, the private key or the key's password is unusable."""
     if signing:
         require_signer(_signing(signing))
 
@@ -51,7 +51,7 @@ def _signing(table: SigningTable) -> Signing:
 def run_facts(
     started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float], verifications: Mapping[str, str]
 ) -> Run:
-    """Return the facts about one run, including the time to make each artifact and to verify each model."""
+    """Return the facts about one run for ``run.json``: times, machine, and the entries in ``jobs``."""
     jobs = {**job_facts(made), **verify_facts(verify_seconds, verifications)}
     return Run(started=started, finished=now(), invocation=str(uuid.uuid4()), host=_host(), jobs=jobs)
 

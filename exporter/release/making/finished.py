@@ -54,7 +54,8 @@ def finished_piece(
 ) -> Release | None:
     """Return a copy of ``facts`` that also lists the artifact of the finished piece at ``out``.
 
-    The result is None if ``out`` does not contain the piece of the only job in ``keys``.
+    Return None if ``out`` contains no piece, or a piece of another job, or a piece made with other options. keys: maps
+    the job of the piece to the digest of its inputs and options.
     """
     try:
         piece = read_piece(out / PIECE)
@@ -67,7 +68,10 @@ def finished_piece(
 
 
 def finished_before(out: Path, find: Callable[[], Release | None], hooks: Hooks) -> Release | None:
-    """Return the release or piece that ``find`` recognises at ``out``, or None if a staging folder still exists."""
+    """Return the finished release or piece that ``find`` finds at ``out``, or None if the work is not finished.
+
+    If an interrupted run left a staging folder, the result is also None.
+    """
     if has_leftover(out) or (release := find()) is None:
         return None
     hooks.say(f"{out}: already finished")
@@ -75,9 +79,9 @@ def finished_before(out: Path, find: Callable[[], Release | None], hooks: Hooks)
 
 
 def require_same(out: Path, release: Release | None) -> Release:
-    """Return ``release``, which a run published before being interrupted while removing its temporary files.
+    """Return ``release``, the finished release at ``out`` from a run that was interrupted after publishing it.
 
-    Raises OutputError if ``release`` is None, because the folder ``out`` then contains something else.
+    Raises OutputError if ``release`` is None, which means that the folder ``out`` contains something else.
     """
     if release is None:
         raise OutputError(
@@ -87,7 +91,7 @@ def require_same(out: Path, release: Release | None) -> Release:
 
 
 def recorded_jobs(out: Path) -> dict[str, dict[str, Any]]:
-    """Return the entries recorded at ``out``: method and duration of each job, and duration of each verification.
+    """Return the method and duration of each job, and the duration of each verification, as recorded in ``out``.
 
     The folder ``out`` must be a finished release or a finished piece. Raises UnreadableFile.
     """

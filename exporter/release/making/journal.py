@@ -1,7 +1,8 @@
 """Keep the journal of an unfinished release, with one line for each finished job and each verified model.
 
 Each line of the journal is synced to disk. A line of the journal is valid only if the line is complete and all files
-that the line lists exist with the recorded digests. Files that no valid line of the journal lists are removed.
+that the line lists exist with the recorded digests. Files in the staging folder that are not listed by any valid line
+are removed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Make the artifact of a job: patch the artifact of the base if only rows change, otherwise merge and write.
+"""Make the artifact of a job, by patching an artifact of the base or by merging the adapters into the base.
 
-A patch of the base's artifact gives the same tensors as a merge of the adapters into the base. Patched and merged
-artifacts are also equal byte for byte, unless a converter chosen by the user writes the file. The base is converted and
-quantised only once for all models of all releases that share a store. If two or more quantised files are made from one
-unquantised file, the unquantised file is also stored as an entry of a store.
+An artifact of the base can be patched if the adapters change only token rows.
+
+A patched artifact contains the same tensors as an artifact written after a merge. Patched and merged artifacts are
+byte-identical if ttexport itself writes them, but may differ if a converter given with ``--converter`` writes them. The
+base is converted and quantised only once for all models of all releases that share a store. An unquantised file from
+which several quantised files are made is also kept in a store, so that it is written once.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class ArtifactMaker:
     def make(self, job: Job, place: Path, progress: Progress = silent) -> str:
         """Write the artifact of ``job`` to ``place``, which must not exist yet, and return the name of the method used.
 
-        Raises BadInput, NotExpressible and OutputError. After an error, ``place`` does not exist.
+        Raises BadInput if an input is damaged, NotExpressible if the format cannot represent the model, and OutputError
+        if writing fails. After an error, ``place`` does not exist.
         """
         model = self.plan.models[job.model]
         method = "merged"
@@ -54,7 +57,7 @@ class ArtifactMaker:
         return method
 
     def _base_artifact(self, job: Job, progress: Progress) -> tuple[Path, bool]:
-        """Return (artifact made from the base without adapters, whether that artifact was already in the cache)."""
+        """Return (path of the artifact made from the base without adapters, whether it was already in the cache)."""
         base, options = self.plan.base, job.options.whole()
         name = _content_name(options)
         content, cached = self.base_store.get(
@@ -66,7 +69,7 @@ class ArtifactMaker:
     def _plan_patch(self, job: Job, base: Path, place: Path) -> PatchPlan | None:
         """Return the plan for patching ``base``, or None if the adapters can only be merged.
 
-        Whether patching is possible depends only on the inputs.
+        Whether ``base`` can be patched depends only on the base and the adapters.
         """
         adapters = self.plan.models[job.model].adapter_sources
         try:
@@ -79,7 +82,7 @@ class ArtifactMaker:
             return None
 
     def _write(self, options: FormatOptions, merge: MergePlan, store: Store, place: Path, progress: Progress) -> None:
-        """Write the model planned in ``merge`` with the writer of the format.
+        """Merge as planned in ``merge``, and write the merged model to ``place`` in the format of ``options``.
 
         store: store for the unquantised file from which quantised files are made.
         """
@@ -91,9 +94,9 @@ class ArtifactMaker:
 
 @dataclass(frozen=True)
 class _StoreScratch:
-    """Provides unquantised files as entries of a store.
+    """Writes the unquantised files, from which quantised files are made, into a store.
 
-    Jobs that quantise the same unquantised file share one entry of the store.
+    Several jobs that quantise the same unquantised file use the same stored file.
     """
 
     plan: ReleasePlan
@@ -115,7 +118,7 @@ class _StoreScratch:
 
 
 def _content_name(options: FormatOptions) -> str:
-    """Return the name of the artifact within an entry of a store."""
+    """Return the file or folder name that an artifact has inside a store."""
     return "model.gguf" if FORMATS[options.section].is_file else "model"
 
 

@@ -28,7 +28,7 @@ _MAX_BYTES: Final = 256 << 20
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Content of ``piece.json``. release: the facts of the release without artifacts, equal in all pieces of a release.
+    """Content of ``piece.json``. release: the facts of the release without its artifacts, equal in all of its pieces.
 
     verification: digest of the verification settings. verify_seconds: duration of the verification in seconds. If the
     artifact was not verified, ``verification`` and ``verify_seconds`` are None.
@@ -64,7 +64,7 @@ def write_piece(folder: Path, release: Release, made: Made, verified: Verified |
 def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
     """Map the folder of each piece to the content of the piece's ``piece.json``.
 
-    A piece is a folder in ``folders`` or directly below a folder in ``folders``. Raises UnreadableFile if a folder in
+    The folders in ``folders`` and their direct subfolders are searched. Raises UnreadableFile if a folder in
     ``folders`` contains no piece.
     """
     pieces: dict[Path, Piece] = {}
@@ -81,8 +81,8 @@ def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
 def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, Path]:
     """Map every job of the release to the folder of the job's piece.
 
-    Raises BadInput if a job has no piece or has two pieces, or if the pieces were made with different inputs, prompts
-    or tools.
+    Raises BadInput if there is no piece or more than one piece for a job, or if the pieces were made from different
+    inputs, with different prompts or with different tools.
     """
     jobs = {job.name: job for job in jobs_of(spec)}
     by_job: dict[str, Path] = {}
@@ -115,7 +115,7 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
 
 
 def check_files(folder: Path, piece: Piece, digests: FileDigests) -> None:
-    """Raise BadInput if a file of the piece is missing, unexpected, or different from the file recorded by the job."""
+    """Raise BadInput if the piece lacks a file that ``piece.json`` lists, or contains an unlisted or a changed file."""
     present = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.name != NAME}
     for name in sorted(present.keys() ^ piece.made.files.keys()):
         fault = (

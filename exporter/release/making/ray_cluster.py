@@ -56,11 +56,12 @@ def release_on_ray(
     """Make a release with one Ray task per job, and return the facts of the release.
 
     address: ``local`` starts Ray on this machine; any other value is passed to ``ray.init``. All nodes need the same
-    version of ttexport and must find ``out``, ``cache`` and the paths of ``spec``, all absolute, under the same paths.
-    asked_by: name of the file that ``spec`` was read from, used in error messages. The first failed job ends the
-    release with the error of the job; pieces that are already finished are kept for ``resume``. Raises
-    MissingDependency if Ray is not installed, UsageError if ``address`` is invalid, OutputError if no cluster answers,
-    TTExportError if a task dies, and any error that a job raises.
+    version of ttexport. All nodes must be able to access ``out``, ``cache`` and the paths in ``spec`` under the same
+    absolute paths. asked_by: name of the file that ``spec`` was read from, used in error messages. If a job fails, all
+    other jobs are stopped and the error of the failed job is raised. Finished pieces are kept, so that a call with
+    ``resume`` makes only the missing pieces. Raises MissingDependency if Ray is not installed, UsageError if
+    ``address`` is invalid, OutputError if no Ray cluster answers at ``address``, TTExportError if a Ray task dies, and
+    any error that a job raises.
     """
     ray, hooks, started = require_ray(), hooks or Hooks(), now()
     plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=asked_by)
@@ -124,7 +125,7 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
 def _require_listener(address: str) -> None:
     """Raise OSError if no process listens at ``address``.
 
-    Without this check, ``ray.init`` would retry for a quarter of an hour at an address where no process listens.
+    At an address where no process listens, ``ray.init`` would retry for a quarter of an hour.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
@@ -173,7 +174,7 @@ def _raise_error(ray: Any, ref: Any, job: Job) -> None:
 def _cancel(ray: Any, waiting: Mapping[Any, Job]) -> None:
     """Cancel running tasks.
 
-    Stop all tasks, because no task may write into the staging folder after the lock of the folder is released.
+    Cancel all Ray tasks, because no task may write into the staging folder after the lock on the folder is released.
     """
     for ref in waiting:
         ray.cancel(ref, force=True)

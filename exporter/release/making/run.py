@@ -1,7 +1,7 @@
 """Run a release: make the artifact of each job in a staging folder, verify each model, then publish with one rename.
 
-The run writes a line to a journal for every finished job and for every verified model. A run with ``resume`` does only
-the work that has no valid line in the journal.
+The run writes a line to a journal for every finished job and for every verified model. A run with ``resume`` skips
+every job and every verification for which the journal has a valid line.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ class ReleaseRun:
         self.journal.add(Verified(model=model, verification=verification, keys=keys, reports=entries, seconds=seconds))
 
     def _write_report(self, model: str, reports: Sequence[Report], reference: Reference, paths: Sequence[Path]) -> None:
-        """Write the report of a passed or failed verification to the folder that ``[verify] report`` names.
+        """Write the report of a passed or failed verification to the folder given by the option ``verify.report``.
 
-        If the release has two or more models, each model has its own subfolder.
+        If the release has two or more models, the report of each model is written to a subfolder of that folder.
         """
         folder = self.plan.spec.verify.report
         if folder is None:
@@ -144,7 +144,7 @@ class ReleaseRun:
         return min(self.journal.made[job.name].files) if FORMATS[job.format].is_file else self.plan.place(job)
 
     def artifacts(self) -> list[Artifact]:
-        """Return the facts of every artifact of this run."""
+        """Return the facts about each artifact, including its verification report."""
         reports = {job: report for line in self.journal.verified.values() for job, report in line.reports.items()}
         return [
             Artifact(
@@ -171,10 +171,11 @@ def run_release(
 ) -> Release:
     """Make, verify and publish a release at ``out``, and return the facts of the release.
 
-    With ``only``, publish only the piece of that single job, and not a release. resume: continue an interrupted run.
-    force: replace ``out``; without ``resume``, also discard the work of an interrupted run. Raises NotEquivalent if an
-    artifact fails the verification. May also raise OutputError and BadInput. After an error, ``out`` is unchanged, and
-    ``resume`` can continue the run.
+    only: a single job; the result at ``out`` is then a piece (the artifact of the job) and not a release. resume:
+    continue an interrupted run. force: replace ``out``; without ``resume``, also discard the work of an interrupted
+    run. Raises NotEquivalent if an artifact fails the verification. Raises OutputError if ``out`` exists already or
+    cannot be written, and BadInput if an input is damaged. After an error, ``out`` is unchanged, and ``resume`` can
+    continue the run.
     """
     require_apart(out, plan.inputs)
     hooks = hooks or Hooks()

@@ -1,8 +1,9 @@
 """A store of artifacts.
 
-The name of a store entry is the digest of the entry's recipe, which contains all values that determine the artifact. An
-entry is made once, and the digests of its files are checked on every use. Two or more runs can use a store at the same
-time. The process that makes an entry locks the name of the entry, and publishes the complete entry with one rename. If
+Each entry of a store is a folder with one artifact. The name of the folder is the digest of the artifact's recipe, that
+is, of all values that determine the bytes of the artifact. An artifact is made on first use; on every later use, the
+digests of the stored files are checked. Several processes can use a store at the same time. While a process makes an
+entry, it holds a lock on the name of the entry, and it renames the entry to that name when the entry is complete. If
 the bytes of an entry have changed (because of a disk error or a manual edit), the entry is deleted and made again. The
 folder of the store can be removed at any time between runs.
 """
@@ -32,7 +33,7 @@ _CONTENT: Final = "content"
 
 
 class _StoredFile(msgspec.Struct, frozen=True):
-    """The size and digest of one file of an entry."""
+    """The size and digest of one stored file."""
 
     nbytes: int
     sha256: str
@@ -47,7 +48,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 @dataclass
 class Store:
-    """A store whose entries are in ``folder``.
+    """A store of artifacts in the folder ``folder``.
 
     digests: digests of the files that this process has already hashed, so that no file is hashed twice.
     """
@@ -56,10 +57,10 @@ class Store:
     digests: FileDigests = field(default_factory=FileDigests)
 
     def get(self, recipe: Mapping[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
-        """Return (folder with the content for ``recipe``, whether the folder existed before the call).
+        """Return (folder with the artifact made from ``recipe``, whether the artifact was already in the store).
 
-        The function ``build`` is called with an empty folder and writes the content into that folder. Raises
-        OutputError and any error that ``build`` raises.
+        If the store does not have the artifact yet, ``build`` is called with an empty folder and must write the
+        artifact into that folder. Raises OutputError and any error that ``build`` raises.
         """
         key = digest_of(json.dumps({"schema": _SCHEMA, **recipe}, sort_keys=True).encode())
         place = self.folder / key[:2] / key
@@ -105,7 +106,7 @@ class Store:
 
     @contextmanager
     def _locked(self, place: Path) -> Iterator[None]:
-        """Hold the lock of an entry inside the block, so that only one process at a time makes the entry.
+        """Hold the lock of a store entry in the ``with`` body, so that only one process at a time makes the entry.
 
         The kernel releases the lock when the process ends; the lock file is kept.
         """
@@ -122,7 +123,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache that is kept between releases, with artifacts of bases and digests of input files."""
+    """A cache, shared by all releases, that contains artifacts made from bases and digests of input files."""
 
     folder: Path
 
@@ -143,10 +144,10 @@ class Cache:
 
     @property
     def artifacts(self) -> Path:
-        """The cache's subfolder for a ``Store`` of artifacts."""
+        """The subfolder of the cache that contains the artifacts, as a ``Store``."""
         return self.folder / "artifacts"
 
     @property
     def digests(self) -> Path:
-        """The cache's subfolder for ``FileDigests``."""
+        """The subfolder of the cache in which ``FileDigests`` keeps the digests of input files."""
         return self.folder / "digests"
