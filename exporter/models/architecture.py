@@ -34,13 +34,13 @@ _NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
 
 def pattern_of(name: str) -> str:
-    """Replace every numeric segment of the dotted name ``name`` by ``*``, as in the generated facts."""
+    """Replace every numeric segment of the dotted name ``name`` by ``*``, as in the files in exporter/models/data."""
     return _NUMBER.sub("*", name)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The facts about a checkpoint's model class, adapted to the nested models that are named in the config."""
+    """The facts about a checkpoint's model class, combined with the facts about the nested models in the config."""
 
     name: str
     model_type: str
@@ -81,12 +81,12 @@ class Architecture:
 
     @cached_property
     def submodels(self) -> list[Submodel]:
-        """The nested models, each with the class for its model type in the config."""
+        """The nested models of the model. The class of a nested model depends on its model type in the config."""
         return list(_submodels(self.facts, self.config))
 
     @cached_property
     def _replaced(self) -> dict[str, Submodel]:
-        """The nested models whose class differs from the class recorded in ``facts``, by module path."""
+        """Maps module paths to those nested models whose class in the config differs from the class in ``facts``."""
         recorded = {path: name for path, name, _, _ in self.facts.submodels}
         return {sub.path: sub for sub in self.submodels if recorded.get(sub.path, sub.name) != sub.name}
 
@@ -129,7 +129,7 @@ class Architecture:
         ]
 
     def tied_with(self, parameter: str) -> list[tuple[str, str]]:
-        """Return patterns (tied parameter, source parameter) of all pairs under the flag that ties ``parameter``."""
+        """Return patterns (tied parameter, source parameter) of all pairs that the same flag as ``parameter`` ties."""
         renamed, name = self._rename_embedding, pattern_of(parameter)
         pairs = [
             (tie.config, renamed(target), renamed(source))
@@ -146,7 +146,7 @@ class Architecture:
         return [(renamed(target), renamed(source)) for tie in self.facts.ties for target, source in tie.pairs.items()]
 
     def states_tie(self, parameter: str) -> bool:
-        """Whether the config itself sets the ``tie_word_embeddings`` flag of ``parameter``, overriding the default."""
+        """Whether the config sets the ``tie_word_embeddings`` flag that applies to ``parameter``."""
         name = pattern_of(parameter)
         return any(
             isinstance(nested_config(self.config, tie.config).get("tie_word_embeddings"), bool)
@@ -201,7 +201,7 @@ class Architecture:
 
 
 def task_classes(architecture: Architecture, parameter: str) -> list[str]:
-    """Return all other classes of the same model type that have ``parameter``, which may be a classifier's head."""
+    """Return the names of the other classes of the model type that have ``parameter``, such as a classifier's head."""
     described = type_facts(architecture.model_type)
     classes = described.classes if described else {}
     return [name for name in sorted(classes) if name != architecture.name and parameter in classes[name].parameters]

@@ -52,7 +52,7 @@ class ClassFacts(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """An operation of a weight converter, such as a concatenation.
+    """An operation of a weight converter of transformers, such as a concatenation.
 
     The fields are the attributes of the transformers class called ``name``.
     """

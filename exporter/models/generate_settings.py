@@ -108,7 +108,7 @@ def without_timm() -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Discard the lines that transformers prints about its own docstrings, and the warnings of libraries.
 
-    An error that affects a fact is raised as an exception, which ``quiet`` does not catch.
+    Exceptions are not suppressed, so that no generated fact can be wrong because of a discarded error.
     """
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

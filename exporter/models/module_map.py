@@ -74,7 +74,7 @@ class ModuleMap:
         return names
 
     def stored_name(self, parameter: str) -> str | None:
-        """Return the name of the stored tensor that equals ``parameter``, or None if no stored tensor equals it."""
+        """Return the name of the stored tensor that equals ``parameter``, or None if there is no such tensor."""
         group = self.groups.get(parameter)
         return group.sources[0][1] if group and group.transform is None else None
 
@@ -101,7 +101,7 @@ class ModuleMap:
         return convert(group.transform, parts, self.architecture.config, expected).get(group.target)
 
     def find(self, module: str, parameter: str) -> str | None:
-        """Return the loaded model's name for the parameter that an adapter calls ``module.parameter``, or None.
+        """Return the loaded model's name of the adapter's ``module.parameter``, or None if there is no such parameter.
 
         An adapter may use parameter names that differ from the loaded model's names, for two reasons. The adapter may
         have been trained with a different class of the same model type, for example a class with or without the base
@@ -111,7 +111,7 @@ class ModuleMap:
         return next((name for name in self.spellings(module, parameter) if name in self.groups), None)
 
     def find_tied(self, module: str, parameter: str) -> str | None:
-        """Return the stored parameter to which the config ties ``module.parameter``, or None if no tie exists."""
+        """Return the stored parameter to which the config ties ``module.parameter``, or None if there is no tie."""
         for name in self.spellings(module, parameter):
             for pair in self.architecture.ties:
                 if pattern_of(name) in pair:
@@ -125,10 +125,10 @@ class ModuleMap:
         return _parameter(self.architecture, self._renamers, name)[0]
 
     def find_stored(self, module: str, parameter: str) -> str | None:
-        """Return the name of the stored tensor that an adapter calls ``module.parameter``, or None if not found.
+        """Return the stored tensor that an adapter calls ``module.parameter``, or None if there is no such tensor.
 
-        An adapter trained with an earlier version of transformers may refer to a stored tensor that newer versions fuse
-        or stack when the model is loaded.
+        An adapter that was trained with an old version of transformers may name a stored tensor that newer versions
+        fuse or stack with other tensors when the model is loaded.
         """
         name = f"{module}.{parameter}"
         prefix = self.architecture.facts.prefix
@@ -176,10 +176,10 @@ class ModuleMap:
 def _renamed(
     architecture: Architecture, renamers: Sequence[Renamer], names: Iterable[str]
 ) -> Iterator[tuple[str, tuple[str, tuple[Renamer, int] | None]]]:
-    """Yield (stored name, (parameter, converter)) for all ``names``, in numeric order where names differ in a number.
+    """Yield (stored name, (parameter, converter)) for all ``names``.
 
-    For speed, names that differ only in numbers are renamed together, because a checkpoint may contain 100,000 expert
-    tensors.
+    Names that differ only in numbers are in numeric order. For speed, names that differ only in numbers are renamed
+    together, because a checkpoint may contain 100,000 expert tensors.
     """
     if any(renamer.transform.offset or any(map(_LITERAL.search, renamer.transform.sources)) for renamer in renamers):
         for name in sorted(names, key=_natural):
@@ -254,7 +254,7 @@ def module_map(config: Mapping[str, Any], names: Collection[str], architecture: 
     """Map the parameters of the loaded model to stored tensors, or return None if no facts about the model class exist.
 
     config: the parsed config.json. names: the names of the stored tensors. architecture: the name of the class, or None
-    to use the class named in the config. The function is pure and imports neither torch nor transformers.
+    to use the class named in the config. The function imports neither torch nor transformers.
     """
     described = Architecture.of(config, architecture)
     return ModuleMap.of(described, names) if described else None

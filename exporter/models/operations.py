@@ -31,7 +31,8 @@ def convert(
 
     sources: the stored tensors that match each source pattern, in numeric order where names differ in a number. config:
     the config of the model, needed for the number of attention heads. expected: the shape of the parameter, if known,
-    for transpositions that depend on the shape. Raises ValueError if the operations cannot be applied to the tensors.
+    because some transpositions depend on the shape. Raises ValueError if the operations cannot be applied to the
+    tensors.
     """
     parts = dict(sources)
     for operation in transform.operations:
@@ -128,7 +129,7 @@ def _rope(operation: Operation, key: str, values: list[Placed], config: Mapping[
 
 
 def _ernie(operation: Operation, parts: Parts, transform: Transform) -> Parts:
-    """Split the experts evenly among the targets, then stack and concatenate the projections for each target."""
+    """Split the experts evenly among the targets, and stack and concatenate the experts of each target."""
     count = len(transform.targets)
     shares: list[list[Placed]] = [[] for _ in range(count)]
     for key in transform.sources:

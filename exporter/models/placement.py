@@ -70,7 +70,7 @@ class Placed:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the parameter equals a stored tensor, or the leading elements of a stored tensor along each axis."""
+        """Whether the parameter equals a stored tensor, or equals the leading elements of a larger stored tensor."""
         if len(self.blocks) != 1:
             return False
         whole = [Axis(number, Run(0, size), Run(0, size)) for number, size in enumerate(self.shape)]

@@ -32,9 +32,9 @@ class Renamer:
     """A compiled renaming or converter for the tensors of a model or of a nested model.
 
     scope: the path of the nested model to whose tensors the transform applies, or None for all tensors. prefix: the
-    base model prefix of the outermost model. Names of stored tensors may lack the base model prefix. active: whether
-    the first pattern of a group of renamings matches a stored tensor. If the first pattern matches no stored tensor,
-    the whole group of renamings is ignored.
+    base model prefix of the outermost model. Names of stored tensors may lack the base model prefix. active: for a
+    group of renamings, whether the first pattern of the group matches a stored tensor. If the first pattern matches no
+    stored tensor, the other renamings of the group are ignored.
     """
 
     transform: Transform
@@ -95,13 +95,13 @@ class Renamer:
         return next((start for start in (prefix + scope, scope) if name.startswith(start)), None)
 
     def activate(self, names: Iterable[str]) -> None:
-        """Set ``active`` for a group of renamings, given the names of all stored tensors in ``names``."""
+        """Set ``active`` if the transform is a group of renamings. names: the names of all stored tensors."""
         if self.transform.name == "GroupWeightRename":
             self.active = any((match := self.rename(name)) is not None and match.source == 0 for name in names)
 
 
 def _replacement(target: str) -> tuple[str, str | None]:
-    """Convert ``target`` to a replacement text for ``re``, and return (text, capturing group in ``target`` or None)."""
+    """Convert the pattern ``target`` to a replacement for ``re.sub``, and return (text, capturing group or None)."""
     text = _ASSERTION.sub("", target.removeprefix("^"))
     group = _GROUP.search(text)
     if group:

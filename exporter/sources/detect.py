@@ -33,8 +33,8 @@ def detect(path: Path) -> str:
 def _onnx(path: Path) -> str:
     """Raise UnreadableFile if an in-place patch of the model was interrupted.
 
-    The function looks for the journal of the patch next to ``path`` and next to the parent folders of ``path``, up to
-    two levels above.
+    An interrupted patch leaves a journal file. The function searches for a journal next to ``path``, next to the parent
+    folder of ``path``, and next to the parent of that folder.
     """
     absolute = path.absolute()
     for folder in (absolute, absolute.parent, absolute.parent.parent):

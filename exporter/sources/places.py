@@ -1,4 +1,4 @@
-"""Find the stored tensors of the modules that an adapter refers to by their names in the loaded model.
+"""Find the stored tensors of the modules that an adapter changes. Adapters use the module names of the loaded model.
 
 If a table generated from transformers describes the model, the stored tensors are looked up in the table. For a model
 that no table describes, the name of a tensor must begin with the path of its module, with or without the prefixes of
@@ -39,7 +39,7 @@ class Place:
 
     name: name of the stored tensor that equals the parameter, or None if no single stored tensor does. parts: the
     stored tensors that contain parts of the parameter, if the parameter is not one stored tensor. module: the path of
-    the module in the class, or None if the class does not have the module. shape: the shape of the parameter.
+    the module in the loaded model, or None if the model class lacks the module. shape: the shape of the parameter.
     """
 
     name: str | None
@@ -81,7 +81,7 @@ def has_embedding_pair(checkpoint: Checkpoint) -> bool:
 
 
 def is_never_run(checkpoint: Checkpoint, module: str) -> bool:
-    """Whether ``module`` only holds the matrix that encoder and decoder share, and the model never runs ``module``.
+    """Whether ``module`` is an embedding module that only stores a matrix for encoder and decoder and is never run.
 
     The encoders and decoders of T5, BART and their relatives run embedding modules of their own, whose weights are tied
     to the weight of ``shared``. Therefore, a copy or an update of ``shared`` that PEFT trained has no effect.
@@ -98,10 +98,10 @@ def is_never_run(checkpoint: Checkpoint, module: str) -> bool:
 def place_of(
     checkpoint: Checkpoint, module: str, parameter: str, expected: tuple[int, ...] | None = None
 ) -> Place | None:
-    """Return the place where ``parameter`` of ``module`` is stored, or None if the checkpoint does not store it.
+    """Return the place where ``parameter`` of ``module`` is stored, or None if the checkpoint lacks the parameter.
 
-    expected: the shape of the parameter, on which some conversions depend, or None if the adapter does not show it.
-    Raises ValueError if the stored tensors do not fit the conversion that transformers performs when loading.
+    expected: the shape of the parameter, which some of transformers' conversions need, or None if the adapter does not
+    determine the shape. Raises ValueError if transformers' conversion cannot be applied to the stored tensors.
     """
     modules = checkpoint.modules
     if modules is None:

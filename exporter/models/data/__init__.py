@@ -1,4 +1,4 @@
-"""Tables generated from transformers: one file per model type, and one file with all conversions."""
+"""Contains facts generated from transformers: one file per model type, and one file with all weight conversions."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Reads GGUF files: checks the header, and gives access to every tensor as a byte range of the file.
 
-A GGUF file (llama.cpp's docs/gguf.md, version 3, little-endian) begins with four fields: the magic, the version, the
-number of tensors and the number of metadata keys. After these four fields, the file contains the metadata keys with
-their typed values. After the metadata, the header lists a name, the dimensions (fastest-varying dimension first), a
-type and an offset for every tensor. After the header and its padding comes the data section, in which every tensor
-starts at a multiple of ``general.alignment``. The gguf package is not used to read the file, because the gguf package
-parses a large vocabulary string by string, which is slow.
+According to llama.cpp's docs/gguf.md, a little-endian GGUF file of version 3 begins with four fields: the magic, the
+version, the number of tensors and the number of metadata keys. After these four fields, the file contains the metadata
+keys with their typed values. After the metadata, the header lists a name, the dimensions (fastest-varying dimension
+first), a type and an offset for every tensor. After the header and its padding comes the data section, in which every
+tensor starts at a multiple of ``general.alignment``. The gguf package is not used to read a GGUF file, because the
+package parses a large vocabulary string by string, which is slow.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class GgufFile:
 def is_adapter(path: Path) -> bool:
     """Whether a GGUF file contains an adapter rather than a model.
 
-    The header is read only up to the metadata key ``general.type``.
+    The function reads the header only up to the metadata key ``general.type``.
     """
     with _scanner(path) as scanner:
         return bool(scanner.value_of("general.type") == "adapter")

@@ -68,9 +68,10 @@ class GgufArray:
 class GgufTensor:
     """A tensor of a GGUF file.
 
-    type: the name of the tensor type in ggml. shape: the lengths of the axes in numpy's order. offset_bytes: offset of
-    the tensor from the start of the file. A row of a tensor is a run of values along the last axis. Every row is
-    quantised independently of all other rows.
+    type: the name of the tensor type in ggml. shape: the lengths of the axes in numpy's order, that is, with the
+    fastest-varying axis last. offset_bytes: offset of the tensor from the start of the file. A row of a tensor consists
+    of all values along the last axis for one index of the other axes. Every row is quantised independently of all other
+    rows.
     """
 
     name: str
@@ -92,7 +93,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """The parsed header of a GGUF file; each field has the same meaning as in ``GgufFile``."""
+    """The parsed header of a GGUF file. The fields have the same meanings as the fields of ``GgufFile``."""
 
     version: int
     metadata: Mapping[str, Any]
@@ -140,7 +141,7 @@ class Scanner:
     def value_of(self, wanted: str) -> Any:
         """Return the value of the metadata key ``wanted``, or None if the file lacks the key.
 
-        The header is read only up to the key ``wanted``. Raises UnreadableFile.
+        The function reads the header only up to the key ``wanted``. Raises UnreadableFile.
         """
         for index in range(self._preamble()[2]):
             self.what = f"key {index}"
@@ -238,7 +239,7 @@ class Scanner:
     def _skip_strings(self, count: int) -> None:
         """Skip ``count`` strings by reading only the length of each string.
 
-        This loop accounts for most of the time needed to open a file with a large vocabulary.
+        Skipping the strings takes most of the time that is needed to open a file with a large vocabulary.
         """
         at, limit, view, unpack = self.at, self.limit - 8, self.view, struct.Struct("<Q").unpack_from
         for _ in range(count):

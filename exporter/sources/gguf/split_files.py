@@ -1,7 +1,7 @@
 """Opens a GGUF model that is a single file or is split into parts named ``NAME-00001-of-0000N.gguf``.
 
-The first part of a split GGUF contains all metadata. Every tensor is stored in exactly one part, as written by
-llama.cpp's gguf-split.
+The first part of a split GGUF contains all metadata. Every tensor is stored in exactly one part. Source: gguf-split in
+llama.cpp.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ class GgufModel:
 
     @classmethod
     def open(cls, path: Path) -> GgufModel:
-        """Open ``path``, and all other parts if ``path`` is the first part of a split GGUF. Only the headers are read.
+        """Open ``path``, and all other parts if ``path`` is the first part of a split GGUF.
 
-        Raises UnreadableFile if a part is missing, if a part's number in the metadata differs from the number in its
-        file name, if a tensor occurs in two parts, or if an in-place patch of the model was interrupted.
+        Of each file, only the header is read. Raises UnreadableFile if a part is missing, if a part's number in the
+        metadata differs from the number in its file name, if a tensor occurs in two parts, or if an in-place patch of
+        the model was interrupted.
         """
         refuse_interrupted(path)
         first = GgufFile.open(path)
@@ -96,7 +97,7 @@ def split_file_name(stem: str, number: int, count: int) -> str:
 
 
 def is_later_split_file(path: Path) -> bool:
-    """Whether ``path`` is a part of a split GGUF other than the first; a model is opened through its first part."""
+    """Whether ``path`` is a part of a split GGUF, but not the first part, from which the model has to be opened."""
     match = _SPLIT_NAME.fullmatch(path.name)
     return match is not None and int(match["no"]) > 1
 

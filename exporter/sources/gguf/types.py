@@ -1,6 +1,6 @@
 """Constants of the GGUF format: the types of metadata values, and the tensor types with their block sizes.
 
-The module also contains a function that decodes the tensor type Q8_0.
+The module also contains a function that decodes tensors of the type Q8_0.
 """
 
 from __future__ import annotations

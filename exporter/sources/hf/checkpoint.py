@@ -83,14 +83,14 @@ class Checkpoint:
 
     @cached_property
     def modules(self) -> ModuleMap | None:
-        """The map from the loaded model's parameters to the stored tensors, or None if no table describes the model."""
+        """The map from the loaded model's parameters to the stored tensors, or None if the model class is unknown."""
         return module_map(self.config, self.tensors.keys())
 
     @cached_property
     def tie(self) -> Tie:
-        """Description of which stored tensors are the embedding and the head, and of whether the two are tied.
+        """The names of the stored embedding and head, and the information whether embedding and head are tied.
 
-        Raises BadInput like ``find_tie``.
+        Raises BadInput if the checkpoint stores no embedding, or if the config contradicts the stored tensors.
         """
         return find_tie(self.path, self.config, self.tensors, self.modules)
 
@@ -126,8 +126,8 @@ class Checkpoint:
     def embedding_digest(self) -> str:
         """Return the SHA-256 digest of the stored bytes of the input embedding.
 
-        The base model is identified by the digest of its embedding, because computing it requires reading only one
-        tensor.
+        The digest identifies the base model. The embedding is used because hashing one tensor is faster than hashing
+        the whole checkpoint.
         """
         return self.digest(self.tie.embedding)
 
@@ -148,10 +148,10 @@ class Checkpoint:
 
 
 def auxiliary_files(folder: Path) -> dict[str, Path]:
-    """Map the names of the existing ``AUXILIARY_FILES`` and ``ADDITIONAL_TEMPLATES`` of ``folder`` to their paths.
+    """Map the names of the auxiliary files (tokenizer, templates, generation config) in ``folder`` to their paths.
 
     The file names contain forward slashes on every operating system. Broken links and unreadable files are included, so
-    that the error is raised when the file is read later.
+    that reading such a file later raises an error.
     """
     templates = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(ADDITIONAL_TEMPLATES))]
     return {name: folder / name for name in (*AUXILIARY_FILES, *templates) if os.path.lexists(folder / name)}

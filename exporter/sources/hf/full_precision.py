@@ -1,4 +1,4 @@
-"""Raises errors for quantised base models; the message names the unquantised checkpoint if its name is known."""
+"""Raises an error if a base model is quantised, and names the unquantised checkpoint in the message if possible."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ _COPYING_ACCOUNTS: Final = frozenset(
 
 
 def full_precision_name(config: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """Return the name of the unquantised original checkpoint, or None if neither the config nor ``names`` reveal it.
+    """Return the name of the unquantised original checkpoint, or None if config and ``names`` do not reveal the name.
 
-    names: hub ids or paths of the quantised checkpoint. The result is a hub id; if the account publishes only quantised
-    copies, the result is the model name without the account.
+    names: hub ids or paths of the quantised checkpoint. The result is a hub id if possible. If the hub account of the
+    quantised checkpoint publishes only quantised copies of other accounts' models, the result is the model name without
+    an account.
     """
     own = list(names)
     for value in (config.get(key) for key in _NAMING_KEYS):
@@ -74,7 +75,7 @@ def _without_suffix(name: str) -> str | None:
 
 
 def names_of(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield the hub id if the checkpoint is in the hub's cache, and then the name of the checkpoint's folder."""
+    """Yield the checkpoint's hub id if the checkpoint is in the hub's cache, and then the name of its folder."""
     for part in checkpoint.path.absolute().parts:
         if part.startswith("models--"):
             yield part.removeprefix("models--").replace("--", "/", 1)
@@ -96,7 +97,7 @@ def require_full_precision(checkpoint: Checkpoint, *, purpose: str = "", names: 
 
 
 def require_plain_rows(checkpoint: Checkpoint, *, updates: bool, untie: bool, names: Iterable[str] = ()) -> None:
-    """Raise BadInput or NotExpressible if the checkpoint is quantised in a way that rules out the merge's changes.
+    """Raise BadInput or NotExpressible if the changes of a merge cannot be stored in the quantised checkpoint.
 
     Token rows can be replaced exactly in FP8 and MXFP4 checkpoints, which store embedding and head as ordinary floats.
     updates: whether low-rank updates are to be merged. untie: whether a tied head is to be stored separately, which is
@@ -120,7 +121,7 @@ def require_plain_rows(checkpoint: Checkpoint, *, updates: bool, untie: bool, na
 def require_convertible(checkpoint: Checkpoint, target: str) -> None:
     """Raise NotExpressible if the checkpoint is quantised.
 
-    target: the output format, whose writer must read every matrix.
+    target: the output format, such as GGUF. The writer of the format has to read every matrix unquantised.
     """
     if (quantisation := checkpoint.quantisation) is not None:
         raise NotExpressible(

@@ -121,7 +121,7 @@ def _in_config(config: Mapping[str, Any]) -> Quantisation | None:
 
 
 def _method(settings: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return (name of the quantisation method, whether token rows can be replaced exactly)."""
+    """From the quantisation config, return (name of the method, whether token rows can be replaced exactly)."""
     stated = settings.get("quant_method")
     bits = next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit") is True), None)
     if stated == "bitsandbytes" or (stated is None and bits):
@@ -139,7 +139,7 @@ def _method(settings: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def _printable(name: object) -> str:
-    """Return the name of an unknown quantisation method, or "an unnamed method" if the name is not fit to print."""
+    """Return the name of an unknown quantisation method, or "an unnamed method" if the name is not short ASCII text."""
     return name if isinstance(name, str) and _NAME.fullmatch(name) else "an unnamed method"
 
 
@@ -154,7 +154,7 @@ def _only_floats(settings: Mapping[str, Any]) -> bool:
 
 
 def _in_tensors(tensors: Mapping[str, FileTensor]) -> Quantisation | None:
-    """Return the quantisation that the names and dtypes of the tensors indicate.
+    """Return the quantisation that the tensors' names and dtypes indicate, or None if they indicate no quantisation.
 
     If both a packed format and FP8 are possible, the packed format is returned, because packed formats may store scales
     in FP8.
@@ -200,7 +200,7 @@ def _method_of(name: str, tensor: FileTensor, tensors: Mapping[str, FileTensor])
 
 
 def _integer_method(name: str, module: str, tensors: Mapping[str, FileTensor]) -> str:
-    """Return the quantisation method that stored the weight ``name`` as integers."""
+    """Return the quantisation method of the weight ``name``, which is stored as integers."""
     if f"{module}.SCB" in tensors:
         return "bitsandbytes (8 bits)"
     if f"{name}.absmax" in tensors:

@@ -1,11 +1,12 @@
 """Reads safetensors files: checks the header, and gives access to every tensor as a byte range of the file.
 
-A safetensors file (see the safetensors README) begins with the header length N as an 8-byte little-endian integer. The
+According to the README of safetensors, a file begins with the header length N as an 8-byte little-endian integer. The
 header consists of N bytes of JSON, ``{name: {"dtype", "shape", "data_offsets": [begin, end]}}``, plus an optional key
 ``__metadata__``. The data section comes after the header. The offsets of the tensors count from the start of the data
-section, which has no gaps and no overlaps. The safetensors package is not used to read files for two reasons. First,
-the safetensors package memory-maps the file, so that all accessed pages would count towards peak memory, even if they
-are only copied to another file. Second, the safetensors package does not report the offset of a tensor in the file.
+section, which has no gaps and no overlaps. There are two reasons why ttexport does not read files with the safetensors
+package. First, the safetensors package memory-maps the file, so that all accessed pages would count towards peak
+memory, even if the bytes are only copied to another file. Second, the safetensors package does not report the offset of
+a tensor in the file.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
 
     Only the header is read. Raises UnreadableFile, naming the tensor, in the following cases: a header that is
     truncated, oversized or not a JSON object; an unknown dtype; a shape that contradicts the offsets; gaps or overlaps
-    between tensors; a data section whose length differs from the length in the header.
+    between tensors; a data section that does not end with the last tensor.
     """
     header, data_start, data_nbytes = _read_header(path)
     entries = [(name, *_check_entry(path, name, entry)) for name, entry in header.items()]
@@ -154,9 +155,9 @@ def prepare(
 
     Tensors with larger item sizes come first, so that every tensor is aligned to its item size; tensors of equal item
     size keep the order of ``specs``. like_offset_bytes: offset of the data section in another file that contains equal
-    data. The new data section starts at the same offset within a memory page as the data section of the other file, so
-    that a file system can share pages of equal data between the two files. To reach that offset, the header is padded
-    with spaces in steps of 8 bytes.
+    data, or 0 if there is no such file. The new data section starts at the same offset within a memory page as the data
+    section of the other file, so that a file system can share pages of equal data between the two files. To reach that
+    offset, the header is padded with spaces in steps of 8 bytes.
     """
     order = sorted(specs, key=lambda spec: -DTYPES[spec.dtype].itemsize)
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

@@ -1,7 +1,7 @@
 """Find the tables of a checkpoint that have one entry per token, besides the input embedding and the output head.
 
-Such tables are the biases of heads, and additional embeddings such as the per-layer embeddings of Gemma. When the
-vocabulary grows, all of the tables have to grow, or the model fails on its new tokens.
+Examples are the bias of a head and the per-layer embeddings of Gemma. When tokens are added to the vocabulary, every
+table with one entry per token has to be enlarged. Otherwise the model fails on the added tokens.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class TokenTable:
 
 
 def token_tables(checkpoint: Checkpoint) -> list[TokenTable]:
-    """Return all tables that transformers resizes with the embedding, except embedding, head and their copies.
+    """Return all tables that transformers resizes with the embedding, without embedding, head and their copies.
 
-    Gemma's per-layer embeddings are included, because transformers resizes them, too, when it resizes the embedding.
-    Tables of any other size, such as the tables of a second vocabulary, are not returned.
+    The result includes Gemma's per-layer embeddings. The result excludes tables whose number of entries differs from
+    the number of rows of the embedding, such as the tables of a second vocabulary.
     """
     modules, tie = checkpoint.modules, checkpoint.tie
     if modules is None:
@@ -70,10 +70,10 @@ def _described(modules: ModuleMap) -> list[tuple[str, int, str]]:
 
 
 def resize_config(config: dict[str, Any], checkpoint: Checkpoint, size: int) -> None:
-    """Set to ``size`` every key of ``config`` that contains the number of tokens.
+    """In ``config``, set every key that contains the vocabulary size to ``size``.
 
-    If ``config`` lacks a key that the model class reads, the key is added, because transformers omits defaults in
-    nested configs.
+    If the model class reads the vocabulary size from a key that ``config`` lacks, the key is added. Transformers omits
+    keys with default values in nested configs.
     """
     base = checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
     for key in ("vocab_size", "text_config.vocab_size", "decoder.vocab_size"):
@@ -87,7 +87,7 @@ def resize_config(config: dict[str, Any], checkpoint: Checkpoint, size: int) -> 
 
 
 def described_keys(checkpoint: Checkpoint) -> list[str]:
-    """Return the dotted config keys from which the model class reads the row counts of embedding and token tables."""
+    """Return the config keys from which the model class reads the sizes of the embedding and the ``token_tables``."""
     modules = checkpoint.modules
     if modules is None:
         return []

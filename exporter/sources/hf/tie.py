@@ -1,7 +1,7 @@
 """Determine which stored tensors are the input embedding and the output head, and whether the two are tied.
 
-Transformers' own tables determine, by the class of the model, which modules are the embedding and the head and which
-parameters are tied. Source: ``tie_weights`` and ``get_expanded_tied_weights_keys`` in transformers' modeling_utils.
+As in transformers, the class of the model determines which modules are the embedding and the head, and which parameters
+are tied. Source: ``tie_weights`` and ``get_expanded_tied_weights_keys`` in transformers' modeling_utils.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def find_tie(path: Path, config: Mapping[str, Any], tensors: Tensors, modules: M
     """Determine whether embedding and head are tied, from the class, the config and the tensors, as transformers does.
 
     A stored head whose values differ from the embedding is never tied. A stored head whose values equal the embedding
-    is tied unless the config says that embedding and head are not tied. modules: the map of the model's parameters, or
-    None if no table describes the model. Raises BadInput if the checkpoint stores no embedding, or if the config
-    contradicts the stored tensors.
+    is tied if the model class and the config allow the tie. modules: the map of the model's parameters, or None if the
+    model class is unknown. Raises BadInput if the checkpoint stores no embedding, or if the config contradicts the
+    stored tensors.
     """
     if modules is None or modules.architecture.embedding is None:
         embedding, head, copies = _by_name(path, config, tensors)
@@ -92,10 +92,10 @@ def find_tie(path: Path, config: Mapping[str, Any], tensors: Tensors, modules: M
 
 
 def parameters_to_untie(config: Mapping[str, Any], modules: ModuleMap | None) -> dict[str, str]:
-    """For each tensor that a checkpoint lacks once its head is untied, return the stored tensor that has its values.
+    """Map every further parameter that has to be stored when the head is untied to the stored tensor with its values.
 
-    The config flag that ties the head may also tie other parameters, such as the bias of the head, or the embeddings of
-    encoder and decoder. Without the flag, transformers loads each of these parameters from a tensor of its own.
+    The config flag that ties the head may also tie further parameters, such as the bias of the head or the embeddings
+    of encoder and decoder. If the flag is false, transformers loads each parameter from a tensor of its own.
     """
     if modules is None or config.get("model_type") in _ALWAYS_TIED or (head := Vocabulary(modules).head) is None:
         return {}
@@ -108,10 +108,11 @@ def parameters_to_untie(config: Mapping[str, Any], modules: ModuleMap | None) ->
 
 
 def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, str | None, dict[str, str]]:
-    """Return (stored embedding, stored head or None, {other parameter that can be tied: its stored name}).
+    """Return (name of the stored embedding, name of the stored head or None, {further tied parameter: stored name}).
 
     If a checkpoint stores the head of a tied model but no embedding, the stored head is the embedding. Raises BadInput
-    if the checkpoint stores none of these parameters, and NotExpressible if several tensors make up the embedding.
+    if the checkpoint stores neither the embedding nor a parameter tied to the embedding, and NotExpressible if the
+    embedding is stored in several tensors.
     """
     use = Vocabulary(modules)
     linked = use.linked | {pattern_of(use.head or use.embedding)}
@@ -140,34 +141,34 @@ def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """For a model that a table describes: its embedding, its head, and the parameters that are tied to either."""
+    """The embedding and the head of a known model class, and the parameters that are tied to the embedding."""
 
     modules: ModuleMap
 
     @property
     def embedding(self) -> str:
-        """Name of the weight of the input embedding."""
+        """Name of the input embedding's weight in the loaded model."""
         return f"{self.modules.architecture.embedding}.weight"
 
     @property
     def head(self) -> str | None:
-        """Name of the weight of the output head, or None if the model has no head."""
+        """Name of the output head's weight in the loaded model, or None if the model has no head."""
         head = self.modules.architecture.head
         return f"{head}.weight" if head else None
 
     @property
     def linked(self) -> frozenset[str]:
-        """Patterns of the parameters that the class can tie to the embedding, including embedding and head."""
+        """Name patterns of the embedding's weight and of all parameters that the class can tie to the embedding."""
         return _closure(self.embedding, self.modules.architecture.links)
 
     @property
     def tied(self) -> frozenset[str]:
-        """Patterns of the parameters that the config ties to the embedding."""
+        """Name patterns of the embedding's weight and of all parameters that the config ties to the embedding."""
         return _closure(self.embedding, self.modules.architecture.ties)
 
     @property
     def flag(self) -> bool | None:
-        """Whether the config ties the head, or None if the config leaves it to the stored tensors."""
+        """Whether class and config tie the head, or None if the config does not set ``tie_word_embeddings``."""
         if self.head is None or self.head == self.embedding:
             return True
         if self.head not in self.linked:
@@ -183,7 +184,7 @@ def _closure(start: str, pairs: list[tuple[str, str]]) -> frozenset[str]:
 
 
 def _further(modules: ModuleMap, tensors: Tensors, name: str, parameter: str) -> list[str]:
-    """Return the copies of ``name`` that the model class does not load, as in multi-token prediction layers."""
+    """Return the stored copies of the tensor ``name`` that the model class does not load."""
     known = modules.architecture.parameters
     leaf, want = parameter.split(".")[-2:], tensors[name]
     leaves = (leaf, ["head", "weight"]) if parameter == f"{modules.architecture.head}.weight" else (leaf,)

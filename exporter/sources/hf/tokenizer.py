@@ -1,8 +1,8 @@
 """Reads selected parts of tokenizer.json: the token ids, the added tokens, and the settings that affect tokenisation.
 
 The JSON decoder decodes only the fields that a schema names, and skips all other fields of the file without creating
-Python objects. Therefore reading a vocabulary of 262,144 tokens needs less memory than merging the adapters does. The
-number of Python objects is checked against a limit before the decoder creates the objects.
+Python objects. Because the other fields are skipped, reading a vocabulary of 262,144 tokens needs less memory than
+merging adapters. Before the decoder creates Python objects, the number of objects is checked against a limit.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Token(msgspec.Struct, gc=False):
 
 
 class _Model(msgspec.Struct):
-    """The settings that distinguish the types of tokenizer models, and the two long lists (vocabulary and merges)."""
+    """Schema of the field ``model``: settings of the tokenizer model, the vocabulary and the merges."""
 
     type: msgspec.Raw = _ABSENT
     byte_fallback: msgspec.Raw = _ABSENT
@@ -153,28 +153,28 @@ _opened: WeakValueDictionary[tuple[Path, int, int, int], Tokenizer] = WeakValueD
 
 
 def token_ids(path: Path) -> set[int]:
-    """Return ``Tokenizer.ids`` of the tokenizer file ``path``."""
+    """Return the ids of all tokens in the tokenizer file ``path``."""
     return Tokenizer.open(path).ids
 
 
 def added_tokens(path: Path) -> dict[str, int]:
-    """Return ``Tokenizer.added`` of the tokenizer file ``path``."""
+    """Map the text of every added token in the tokenizer file ``path`` to the token's id."""
     return Tokenizer.open(path).added
 
 
 def read_tokenizer(path: Path) -> dict[str, Any]:
-    """Return ``Tokenizer.content`` of the tokenizer file ``path``."""
+    """Return the fields of the tokenizer file ``path`` that affect tokenisation."""
     return Tokenizer.open(path).content
 
 
 def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
-    """Decode the JSON fields ``names`` without a schema, within the limits of ``parse_object``."""
+    """Decode the JSON fields ``names``. Instead of a schema, the limits of ``parse_object`` bound the memory."""
     present = {name: raw for name in names if (raw := getattr(struct, name)) != _ABSENT}
     return {name: parse_object(path, b'{"": ' + bytes(raw) + b"}", what=name)[""] for name, raw in present.items()}
 
 
 def _merges(path: Path, raw: msgspec.Raw) -> Any:
-    """Decode the list of merges.
+    """Decode the list of BPE merges.
 
     Older tokenizer.json files store each merge as a string, and newer files store each merge as a pair of strings.
     """
@@ -191,7 +191,8 @@ class _WrongType(UnreadableFile):
 def _decode_counted(path: Path, raw: msgspec.Raw, what: str, schema: Any, max_commas: int = _MAX_TOKENS) -> Any:
     """Decode ``raw`` by ``schema``.
 
-    Before the decoder creates any item of a JSON list, the items are counted by the commas between them.
+    Before decoding, the function counts the commas in ``raw`` as an upper limit on the number of items, and raises
+    UnreadableFile if there are more than ``max_commas``.
     """
     view = memoryview(raw)
     if view.nbytes > _MAX_VOCAB_BYTES:

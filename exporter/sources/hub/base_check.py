@@ -1,8 +1,9 @@
-"""Checks that adapters can be merged into a checkpoint, and were trained on the same checkpoint.
+"""Checks that adapters can be merged into a checkpoint, and that the adapters were trained on that checkpoint.
 
-Only contradictions are reported. An adapter that records no facts about its base passes the check. An adapter may
-record three facts about its base: the digest in the training record of ``ttexport tune``, the commit in PEFT's config,
-and the values of a frozen embedding or head that PEFT saved with the adapter.
+The check fails only if an adapter records a fact that contradicts the checkpoint. An adapter that records no facts
+about its base passes the check. An adapter may record three facts about its base: the digest in the training record of
+``ttexport tune``, the commit in PEFT's config, and the values of a frozen embedding or head that PEFT saved with the
+adapter.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Contradiction:
     actual: str
 
     def __str__(self) -> str:
-        """Return the error message, but without the suggested remedy."""
+        """Return the file, the expected value and the actual value as the first part of an error message."""
         return f"{self.place}: expected {self.expected}, found {self.actual}"
 
 
@@ -52,13 +53,13 @@ def check_base(
 ) -> tuple[str, ...]:
     """Check that the adapters can be merged into the base, and that they were trained on that base.
 
-    checkpoint: the opened checkpoint of ``base``. untie: whether a separate head is to be stored. trust: whether a
-    different base is accepted. Returns a warning for each contradiction between a record and the base that ``trust``
-    made acceptable.
+    checkpoint: the opened checkpoint of ``base``. untie: whether a separate head is to be stored. trust: whether to
+    accept a base that contradicts the facts in the adapters. If ``trust`` is set, a warning is returned for every
+    contradiction.
 
-    Raises BadInput for a quantised base, unless the adapters have only token rows and the base stores its embedding as
-    ordinary floats. Raises BadInput if an adapter's record contradicts the base and ``trust`` is not set. Raises
-    NotExpressible if ``untie`` is set for a base that is quantised and tied.
+    Raises BadInput for a quantised base if the embedding is quantised, or if the adapters contain low-rank updates or
+    changes that only PEFT can compute. Raises BadInput if an adapter records a fact that contradicts the base and
+    ``trust`` is not set. Raises NotExpressible if ``untie`` is set for a base that is quantised and tied.
     """
     updates = any(isinstance(edit, LowRank | ByPeft) for adapter in adapters for edit in adapter.edits)
     named = [name for name in (base.repo, *(adapter.base_name for adapter in adapters)) if name]
@@ -98,7 +99,10 @@ def _by_record(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Contradicti
 
 
 def _by_commit(base: Located, adapter: Adapter) -> Iterator[Contradiction]:
-    """Compare the base's commit with that in the adapter's config, if both are known and from the same repository."""
+    """Compare the base's commit with the commit in the adapter's config.
+
+    Commits of different repositories, and branch or tag names, are not compared.
+    """
     recorded, name = adapter.config.get("revision"), adapter.base_name
     if not isinstance(recorded, str) or name != base.repo or base.revision is None:
         return
@@ -129,7 +133,7 @@ def _by_saved_rows(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Contrad
 
 
 def _stored(checkpoint: Checkpoint, module: str) -> FileTensor | None:
-    """Return the base's tensor for ``module``, or None if the name is not enough to determine the tensor."""
+    """Return the base's stored weight of ``module``, or None if no single stored tensor is the weight."""
     tie, use = checkpoint.tie, use_of(checkpoint, module)
     if use is not None:
         return checkpoint.tensors[tie.embedding if use == EMBEDDING or tie.head is None else tie.head]

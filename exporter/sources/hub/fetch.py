@@ -1,9 +1,9 @@
 """Provides a Hugging Face hub repository as a local folder, and downloads the repository if it is not cached.
 
-Only configs, tokenizer files, chat templates and the required safetensors files are downloaded, but never pickle files
-or code. Downloads are stored in the cache of huggingface_hub, which other tools use as well. Each folder in the cache
-is named after a commit. huggingface_hub caches a listing of the files of each downloaded commit, with file sizes. The
-cached listing shows whether the cached folder of a commit is complete.
+Configs, tokenizer files, chat templates and the required safetensors files are downloaded. Pickle files and code are
+never downloaded. Downloads are stored in the cache of huggingface_hub, which is shared with other tools. Each folder in
+the cache is named after a commit. huggingface_hub caches a listing of the files of each downloaded commit, with file
+sizes. The cached listing shows whether the cached folder of a commit is complete.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool) -> Path:
     """Return a complete local folder of ``repo`` at ``revision`` (branch, tag or commit), named after the commit.
 
-    A folder that is complete in the cache is used without contacting the hub. content: whether to download the weights
-    of an adapter or of a checkpoint. If ``content`` is None, the adapter weights are downloaded if the repository is an
-    adapter, else the checkpoint weights. Raises BadInput, naming the missing file and a remedy, if the folder cannot be
-    completed. Raises OutputError if the cache is not writable.
+    If the cache contains the complete folder, the hub is not contacted. content: whether to download the weights of an
+    adapter or of a checkpoint. If ``content`` is None, the adapter weights are downloaded if the repository is an
+    adapter, else the checkpoint weights. Raises BadInput, naming the missing file and a remedy, if a required file
+    cannot be downloaded. Raises OutputError if the cache is not writable.
     """
     from huggingface_hub import constants
 
@@ -104,7 +104,7 @@ def _download(repo: str, revision: str, content: RepoContent | None, *, bars: An
 
 
 def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
-    """Return a message about the first required file that is missing or incomplete, or None if all are complete."""
+    """Return a message about the first required file that is missing or incomplete, or None if no file is."""
     sizes = _listing(repo, folder)
     for name in _needed(folder, sizes, content or _content_of(folder)):
         file, size = folder / name, (sizes or {}).get(name)
@@ -205,11 +205,12 @@ def _cache() -> Path:
 
 
 def _bars(line: str, *, quiet: bool) -> Any:
-    """Return the progress bar class for huggingface_hub; on a terminal, return None, which selects its own class.
+    """Return the progress bar class to pass to huggingface_hub, or None for the default class of huggingface_hub.
 
-    Without a terminal, the returned class shows no progress bar, and ``line`` is printed; if ``quiet`` is set, ``line``
-    is not printed either. The function in huggingface_hub that disables all progress bars is not used, because an
-    environment variable overrides that function.
+    If standard error is a terminal and ``quiet`` is not set, None is returned. Otherwise, the returned class shows no
+    progress bar. ``line`` is printed if standard error is not a terminal and ``quiet`` is not set. The function of
+    huggingface_hub that disables all progress bars is not used, because an environment variable can override the
+    function.
     """
     from huggingface_hub.utils.tqdm import tqdm
 

@@ -57,7 +57,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = False) -> Located:
-    """Find the base checkpoint: ``named`` if given, else the base named in the adapter configs, which must all agree.
+    """Find the base checkpoint: ``named`` if given, else the base that all adapter configs name.
 
     Raises BadInput if neither ``named`` nor an adapter names a base, if the adapters name different bases, or if the
     base cannot be found or downloaded.
@@ -101,9 +101,9 @@ def locate(
 ) -> Located:
     """Find the file or folder that ``word`` refers to: an existing path or else a repository id on the hub.
 
-    A hub repository is read from the cache or downloaded. content: whether ``word`` must be an adapter or a checkpoint,
-    or None to allow both. revision: the revision to use if ``word`` contains no revision. asked_by: the option or file
-    that contains ``word``, for error messages. Raises BadInput.
+    A hub repository is read from the cache or downloaded. content: "adapter" or "checkpoint" if ``word`` must be the
+    one or the other, or None if both are allowed. revision: the revision to use if ``word`` contains no revision.
+    asked_by: the option or file that contains ``word``, for error messages. Raises BadInput.
     """
     path = Path(word)
     try:
@@ -146,10 +146,10 @@ def _renumbered(key: str, first: int) -> str:
 
 
 def origins(base: Located, adapters: Sequence[Located]) -> dict[str, str]:
-    """Return the provenance of the inputs from the hub by key: ``base.repo``, ``adapter.0.repo`` and so on.
+    """Map keys such as ``base.repo`` and ``adapter.0.revision`` to the hub ids and commits of the inputs.
 
-    Local paths of inputs are not recorded in the provenance. A local path is meaningless on another machine, and the
-    bytes of an artifact must not depend on the machine that writes the artifact.
+    Local paths of inputs are not recorded, because the bytes of an artifact must not depend on the machine that writes
+    the artifact, and a local path is meaningless on another machine.
     """
     named = {"base": base} | {f"adapter.{number}": adapter for number, adapter in enumerate(adapters)}
     return {

@@ -1,7 +1,7 @@
 """Reads ONNX model files: locates the bytes of every initialiser, and finds the embedding and the head.
 
-Opening a model reads the graph, which is small if the weights are external data, but reads no weights. Models exported
-by any tool are accepted. Source: onnx.proto3.
+Opening a model reads the graph, and does not read weights that are stored as external data. Models of all export tools
+are accepted. Source: onnx.proto3.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class OnnxFile:
     path: path of the model file. inputs, outputs: names of the graph's inputs and outputs in the order of the graph,
     without initialisers. metadata: the metadata_props of the model. embedding: name of the initialiser that a Gather on
     input_ids reads, or None if the graph has no embedding. head: name of the initialiser in the matrix product that
-    computes the logits, or None if the graph has no head. token_axis: the token axes of embedding and head by name: 0
-    for shape (V, H), and 1 for shape (H, V). blocks: the block formats of embedding and head by name, if they are
-    block-quantised. scaled: the formats of embedding and head by name, if they are quantised with one scale and one
-    zero point. quantised: whether the graph contains a matrix product of integers. block_formats: the block formats of
-    all matrices of the graph, such as "int4 x 32 with zero points".
+    computes the logits, or None if the graph has no head. token_axis: maps the names of embedding and head to the axis
+    of the tokens: 0 for shape (tokens, hidden), and 1 for shape (hidden, tokens). blocks: maps the names of embedding
+    and head, if block-quantised, to their formats. scaled: maps the names of embedding and head, if quantised with one
+    scale and one zero point, to their formats. quantised: whether the graph contains a matrix product of integers.
+    block_formats: the block formats of all matrices of the graph, such as "int4 x 32 with zero points".
     """
 
     path: Path
@@ -133,7 +133,7 @@ class OnnxFile:
         return np.ascontiguousarray(mapped[:, start:stop].T)
 
     def stored_tensors(self, name: str) -> list[TensorRange]:
-        """Return all initialisers that together store the matrix ``name``; each has one row per token.
+        """Return the initialisers that together store the matrix ``name``. Every initialiser has one row per token.
 
         An unquantised matrix is stored in one initialiser. A quantised matrix is stored in separate initialisers for
         codes, scales and zero points.
@@ -147,7 +147,10 @@ class OnnxFile:
         return self.initialisers[name].shape[self.token_axis[name]]
 
     def token_bytes(self, name: str, start: int, stop: int) -> Array:
-        """Join the rows of each token in [start, stop) from all ``stored_tensors``, and return uint8 (n, bytes)."""
+        """Return the stored bytes of the tokens [start, stop) as a uint8 array (stop - start, bytes per token).
+
+        The bytes of a token are the token's rows in all ``stored_tensors``, joined.
+        """
         if self.token_axis[name]:
             rows = self.token_rows(name, start, stop)
             return rows.view(np.uint8).reshape(len(rows), -1)

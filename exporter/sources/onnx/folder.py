@@ -30,7 +30,7 @@ def model_files(path: Path) -> list[Path]:
 
 
 def has_model(path: Path) -> bool:
-    """Whether the folder ``path`` contains an ONNX model file where runtimes look for a model."""
+    """Whether the folder ``path``, or its subfolder ``onnx``, contains an ONNX model file."""
     return bool(_files(path))
 
 

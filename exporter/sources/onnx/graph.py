@@ -88,8 +88,9 @@ class VocabularyMatrix:
 class GraphVocabulary:
     """The embedding, the head and the quantisation formats of an ONNX graph.
 
-    The field ``embedding`` or ``head`` is None if the graph lacks that matrix. quantised: whether the graph contains an
-    integer matrix product. block_formats: the sorted block formats of all matrices of the graph.
+    ``embedding`` is None if the graph has no embedding, and ``head`` is None if the graph has no head. quantised:
+    whether the graph contains an integer matrix product. block_formats: the sorted block formats of all matrices of the
+    graph.
     """
 
     embedding: VocabularyMatrix | None
@@ -176,7 +177,11 @@ class _Walk:
                 waiting += reversed(node.input)
 
     def _factor(self, node: NodeProto) -> VocabularyMatrix | None:
-        """Return the weight of a matrix product: the second factor (H, V) if it is stored, else the first (V, H)."""
+        """Return the stored factor of a matrix product, that is, the weight, or None if no factor is stored.
+
+        The second factor is preferred. A second factor has the shape (hidden, tokens), and a first factor has the shape
+        (tokens, hidden).
+        """
         if len(node.input) < 2:
             return None
         second = self._weight(node.input[1], PRODUCTS[node.op_type] ^ bool(_number(node, "transB")))
@@ -219,7 +224,7 @@ class _Walk:
         return BlockForm(_number(node, "bits") or 4, size, scales, self._stored(zeros) if zeros else None)
 
     def _scaled(self, names: Sequence[str]) -> ScaledForm | None:
-        """Return the format of the DequantizeLinear node that reads one of ``names`` (codes or gathered rows)."""
+        """Return the format of the first DequantizeLinear node whose input is one of the values ``names``."""
         for node in self.graph.node:
             if node.op_type == "DequantizeLinear" and node.input[0] in names and len(node.input) > 1:
                 zeros = node.input[2] if len(node.input) > 2 else ""
@@ -230,7 +235,8 @@ class _Walk:
     def _scaled_after(self, product: NodeProto) -> ScaledForm | None:
         """Return the format of the weight in an integer matrix product.
 
-        The graph multiplies the result of the integer matrix product by the product of both factors' scales.
+        The scale of the weight is found in the graph after the integer matrix product: the result of the product is
+        multiplied by the scales of both factors.
         """
         users = {name: node for node in self.graph.node for name in node.input}
         node = users.get(product.output[0])
@@ -248,7 +254,7 @@ class _Walk:
         return ScaledForm(scale, zeros or None)
 
     def _stored(self, name: str) -> str | None:
-        """Return the initialiser that becomes the value ``name`` through nodes that only reshape."""
+        """Return the initialiser of which ``name`` is a reshaped copy, or None if there is no such initialiser."""
         for _ in self.graph.node:
             if name in self.ranks:
                 return name

@@ -50,8 +50,8 @@ _FIELDS: Final = ("float_data", "int32_data", "int64_data", "double_data", "uint
 class TensorRange:
     """An initialiser of an ONNX graph and the location of its bytes.
 
-    dtype: the element type in safetensors' notation. place: the byte range of the data, or None if the data is stored
-    inside the model file without a byte range.
+    dtype: the element type in safetensors' notation. place: the byte range of the external data, or None if the data is
+    stored inside the model file.
     """
 
     name: str

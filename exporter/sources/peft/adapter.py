@@ -65,10 +65,9 @@ class Adapter:
     def open(cls, path: Path, *, via_peft: bool = False) -> Adapter:
         """Read and check the adapter in the folder ``path``, or in the only subfolder that contains an adapter.
 
-        via_peft: whether adapters that only PEFT can merge are accepted.
-        Raises BadInput if the folder does not contain an adapter, or if a tensor of the adapter is invalid. Raises
-        LedgerError if no merge rule handles a tensor of the adapter. Raises NotExpressible if the adapter type is not
-        supported.
+        via_peft: whether adapters that only PEFT can merge are accepted. Raises BadInput if the folder does not contain
+        an adapter, or if a tensor of the adapter is invalid. Raises LedgerError if the adapter contains a tensor that
+        no merge rule handles. Raises NotExpressible if the adapter type is not supported.
         """
         path = adapter_folder(path)
         config = read_object(path / CONFIG)
@@ -95,7 +94,7 @@ class Adapter:
 
     @property
     def rows(self) -> list[TokenRows]:
-        """Return the edits of the adapter that set token rows."""
+        """Return the edits of the adapter that replace token rows."""
         return [edit for edit in self.edits if isinstance(edit, TokenRows)]
 
     @property
@@ -116,7 +115,7 @@ class Adapter:
 
     @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 digest of all tensors and the effective config of the adapter.
+        """Return the SHA-256 digest of all tensors of the adapter and of the config settings that affect a merge.
 
         The digest does not depend on where the adapter folder is stored.
         """

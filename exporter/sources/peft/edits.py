@@ -47,20 +47,20 @@ class TokenRows:
 class LowRank:
     """A low-rank update, which changes the value W of ``parameter`` of ``module`` to W + scaling * up @ down.
 
-    down, up: the factors, called lora_A and lora_B in PEFT, with the shapes (r, in) and (out, r). For an embedding,
-    ``down`` is lora_embedding_A with shape (r, vocabulary), and ``up`` is lora_embedding_B with shape (hidden, r).
-    target_type: "linear" for a linear layer; "embedding" for a weight that is stored as (in, out); "convolution" for a
-    weight of shape (out, in, kernel …), whose ``down`` is flattened to (r, in * kernel); or "parameter" for a tensor
-    that the adapter targets by name and that is updated in its stored orientation. fan_in_fan_out: PEFT's
-    setting for a linear layer whose weight is stored as (in, out). magnitude: DoRA's magnitude vector with shape
-    (out,), or None. bias: a vector that is scaled and added to the bias of the module, or None. part: the part of the
-    parameter that one stored tensor contains, or None if the whole parameter is one stored tensor. transposed: whether
-    the class of the module stores matrices as (in, out), or None if unknown.
+    down, up: the factors, called lora_A and lora_B in PEFT, with the shapes (r, in) and (out, r), where r is the rank.
+    For an embedding, ``down`` is lora_embedding_A with shape (r, vocabulary), and ``up`` is lora_embedding_B with shape
+    (hidden, r). target_type: "linear" for a linear layer; "embedding" for an embedding, whose weight is stored as (in,
+    out); "convolution" for a weight of shape (out, in, kernel …), whose ``down`` is flattened to (r, in * kernel); or
+    "parameter" for a parameter in PEFT's target_parameters, whose update has the orientation of the stored tensor.
+    fan_in_fan_out: PEFT's setting for a linear layer whose weight is stored as (in, out). magnitude: DoRA's magnitude
+    vector with shape (out,), or None. bias: a vector that is scaled and added to the bias of the module, or None. part:
+    the part of the parameter that one stored tensor contains, or None if the whole parameter is one stored tensor.
+    transposed: whether the class of the module stores matrices as (in, out), or None if unknown.
 
-    experts: number of experts for which the factors contain updates, derived from the rank in the config; 1 for a
-    matrix. For a stack of experts, ``down`` has the shape (r * experts, in) with the rank as the inner index, and
-    ``up`` has the shape (out, r * experts) with the expert as the inner index. Only the module's class determines
-    whether the stack stores each expert as (out, in) or as (in, out). Source: PEFT's ParamWrapper.
+    experts: number of experts for which the factors contain updates, which is 1 for a matrix. For a stack of experts,
+    ``down`` has the shape (r * experts, in) with the rank as the inner index, and ``up`` has the shape (out, r *
+    experts) with the expert as the inner index. Only the module's class determines whether the stack stores each expert
+    as (out, in) or as (in, out). Source: PEFT's ParamWrapper.
     """
 
     path: Path
@@ -139,7 +139,7 @@ def require_floats(path: Path, tensor: FileTensor) -> None:
 
 
 def require_gathered(path: Path, tensor: FileTensor, *, n_axes: int | None = None) -> None:
-    """Raise TensorMismatch if ``tensor`` is empty or does not have ``n_axes`` axes (None: any number of axes)."""
+    """Raise TensorMismatch if ``tensor`` is empty or does not have ``n_axes`` axes (if ``n_axes`` is given)."""
     shape = tensor.spec.shape
     if 0 in shape or (n_axes is not None and len(shape) != n_axes):
         expected = "a tensor with values" if n_axes is None else f"a tensor with {n_axes} axes"
@@ -148,7 +148,7 @@ def require_gathered(path: Path, tensor: FileTensor, *, n_axes: int | None = Non
 
 
 def is_shard(shape: tuple[int, ...]) -> bool:
-    """Whether the invalid shape ``shape`` shows that a tensor is only a shard, saved from distributed training.
+    """Whether the invalid shape ``shape`` indicates that a tensor is a shard that distributed training saved.
 
     DeepSpeed ZeRO-3 replaces the tensors of the model by empty tensors, and FSDP replaces them by flat vectors.
     """
@@ -156,7 +156,7 @@ def is_shard(shape: tuple[int, ...]) -> bool:
 
 
 def require_finite(path: Path, tensor: FileTensor) -> None:
-    """Raise TensorMismatch if ``tensor`` contains NaN or Inf. The tensor is read block by block."""
+    """Raise TensorMismatch if ``tensor`` contains NaN or Inf. To limit memory, the tensor is read block by block."""
     for start, block in blocks(tensor):
         row = first_not_finite(block)
         if row is not None:

@@ -1,4 +1,4 @@
-"""Finds the folder that contains an adapter: PEFT creates a subfolder for every adapter whose name is not "default"."""
+"""Finds the folder that contains an adapter. PEFT saves an adapter to a subfolder if its name is not "default"."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def adapter_folder(path: Path) -> Path:
     """Return the folder that contains the adapter's files: ``path``, or the only subfolder of ``path`` with an adapter.
 
     Source: ``PeftModel.save_pretrained``. Raises UnreadableFile if neither ``path`` nor a subfolder of ``path``
-    contains an adapter. Raises BadInput if ``path`` contains several adapters, or if the tokenizer is not in the
-    adapter's own folder, because it is then unclear to which adapter the tokenizer belongs.
+    contains an adapter. Raises BadInput if ``path`` contains several adapters. Raises BadInput if the tokenizer is
+    stored in ``path`` although the adapter is stored in a subfolder, because the tokenizer may belong to another
+    adapter.
     """
     if os.path.lexists(path / CONFIG):
         return path

@@ -1,4 +1,4 @@
-"""Parses the names (keys) of the tensors in an adapter file and builds edits from the tensors.
+"""Parses the names (keys) of the tensors in an adapter file, and builds edits (changes of modules) from the tensors.
 
 ``get_peft_model_state_dict`` of PEFT 0.12 to 0.21 writes tensor keys of the form
 ``base_model.model.<module>.<suffix>``. The suffix of a tensor key is ``trainable_tokens_delta`` (below
@@ -45,11 +45,11 @@ def read_edits(
 ) -> tuple[list[Edit], dict[str, str]]:
     """Parse all tensors and return (edits, {name of a tensor that is not merged: reason why it is not merged}).
 
-    lora: the settings of the adapter if its type is LORA, else None. tensors: the tensors by the keys that PEFT's
-    ``save_pretrained`` writes; the ``name`` of a tensor is its key in the file. by_peft: the type of the adapter if
-    PEFT merges the adapter, else None. Raises LedgerError for a tensor that no merge rule handles, TensorMismatch for
-    an invalid tensor, and UnreadableFile for invalid token ids. Raises NotExpressible if the keys do not determine
-    which parameter an update changes.
+    lora: the settings of the adapter if its type is LORA, else None. tensors: maps the keys that PEFT's
+    ``save_pretrained`` writes to the tensors. The key of a tensor in the adapter file may differ and is its
+    ``spec.name``. by_peft: the type of the adapter if PEFT computes the merge, else None. Raises LedgerError for a
+    tensor that no merge rule handles, TensorMismatch for an invalid tensor, and UnreadableFile for invalid token ids.
+    Raises NotExpressible if the keys do not determine which parameter an update changes.
     """
     changes, shared = changes_by_peft(path, by_peft, tensors) if by_peft else ([], {})
     edits: list[Edit] = list(changes)
@@ -88,7 +88,7 @@ def _unwrapped(module: str) -> str:
 
 
 def _drop_duplicates(edits: list[Edit], unused: dict[str, str]) -> None:
-    """Remove duplicate edits, because PEFT may store a module both under its own key and under its wrapper's key."""
+    """Remove duplicate edits: PEFT may store a module twice, under its own key and under the key of its wrapper."""
     seen: dict[tuple[str, str, bool], FullModule] = {}
     for edit in [edit for edit in edits if isinstance(edit, FullModule)]:
         first = seen.setdefault((edit.module, edit.parameter, edit.in_place), edit)
@@ -105,7 +105,7 @@ def _drop_duplicates(edits: list[Edit], unused: dict[str, str]) -> None:
 
 
 def _beside_matrix(tensors: Tensors, name: str) -> bool:
-    """Whether ``name`` is a bias, and the adapter also contains the matrix of the same module."""
+    """Whether ``name`` is a bias, and the adapter also contains the weight matrix of the module."""
     module, _, parameter = name.rpartition(".")
     matches = [tensor for key, tensor in tensors.items() if key.endswith(f"{module}.weight")]
     return parameter == "bias" and any(len(tensor.spec.shape) == 2 for tensor in matches)

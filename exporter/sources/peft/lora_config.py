@@ -37,10 +37,11 @@ PEFT_MERGE: Final = "merge the adapter with PEFT's merge_and_unload() and export
 class LoraSettings:
     """Validated settings of a LoRA adapter.
 
-    ranks, alphas: PEFT's rank_pattern and alpha_pattern, which map a regular expression for the last segments of a
-    module name to the rank or alpha. target_modules: the names of the modules to which LoRA is applied, or a regular
-    expression that matches them. parameters: PEFT's target_parameters: names of single parameters to which LoRA is
-    applied; a name may begin with segments of the module's path.
+    ranks, alphas: PEFT's rank_pattern and alpha_pattern. The keys of both are regular expressions for the last segments
+    of a module's path, and the values are the ranks and alphas of the matching modules. target_modules: the names of
+    the modules to which LoRA is applied, or a regular expression that matches them. parameters: PEFT's
+    target_parameters, the names of single parameters to which LoRA is applied. A name may begin with segments of the
+    module's path.
     """
 
     path: Path
@@ -57,8 +58,8 @@ class LoraSettings:
     def read(cls, path: Path, config: Mapping[str, Any], *, via_peft: bool = False) -> LoraSettings:
         """Validate the LoRA settings in ``config``, the parsed adapter_config.json at ``path``.
 
-        via_peft: whether PEFT merges adapters whose initialisation changes the base.
-        Raises UnreadableFile, NotExpressible.
+        via_peft: whether PEFT computes the merge. Only PEFT can merge an adapter whose initialisation changes the base.
+        Raises UnreadableFile for an invalid setting, and NotExpressible for a setting that cannot be merged.
         """
         _refuse(path, config, via_peft=via_peft)
         ranks, alphas = (_table(path, config, key) for key in ("rank_pattern", "alpha_pattern"))
@@ -81,8 +82,8 @@ class LoraSettings:
         """Return the rank that the adapter's config specifies for a low-rank update.
 
         For a stack of experts, the rank of the update of each expert is returned. name: path of the updated module or,
-        for a parameter in target_parameters, path of the parameter. Source: PEFT's ``LoraModel._create_and_replace``,
-        which passes the path of the parameter to ``get_pattern_key``.
+        for a parameter in target_parameters, path of the parameter. Source: ``LoraModel._create_and_replace`` in PEFT,
+        which matches rank_pattern against this path.
         """
         pattern = first_pattern(self.path, self.ranks, name)
         return self.rank if pattern is None else self.ranks[pattern]
@@ -90,8 +91,8 @@ class LoraSettings:
     def scaling_of(self, name: str) -> float:
         """Return the scaling of an update: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
 
-        name: path of the updated module or parameter, as for ``rank_of``. Source: PEFT's ``ParamWrapper.update_layer``,
-        which divides by the rank of the update of each expert.
+        name: path of the updated module or parameter, as for ``rank_of``. For a stack of experts, alpha is divided by
+        the rank of a single expert's update. Source: ``ParamWrapper.update_layer`` in PEFT.
         """
         pattern = first_pattern(self.path, self.alphas, name)
         alpha, rank = self.alpha if pattern is None else self.alphas[pattern], self.rank_of(name)
@@ -102,10 +103,9 @@ class LoraSettings:
 
         count: number of updates of the module in the adapter file. An entry of target_parameters matches the last
         segments of a parameter's path. An entry without a module name, such as ``down_proj``, matches every module that
-        has the parameter. Entries without a module name are a fallback: the parameters that only such entries match
-        are returned if the other entries match fewer than ``count`` parameters. For a module in target_modules, no
-        parameters are returned, because PEFT does not apply LoRA to both a module and its single parameters. Source:
-        ``BaseTuner._inject_parameters``.
+        has the parameter. An entry without a module name is used only if the entries with a module name match fewer
+        than ``count`` parameters. For a module in target_modules, no parameters are returned, because PEFT does not
+        apply LoRA to both a module and its single parameters. Source: ``BaseTuner._inject_parameters``.
         """
         if not self.parameters or targets(self.path, self.target_modules, module):
             return []

@@ -1,11 +1,11 @@
-"""Builds edits from the LoRA factors in an adapter file.
+"""Builds low-rank updates from the LoRA factors in an adapter file.
 
 To update a parameter that ``target_parameters`` names, PEFT wraps the module that has the parameter. If
 ``target_parameters`` names several parameters of one module, the wrappers are nested, and the keys of an inner wrapper
-contain ``base_layer``. For a stack of experts, each factor contains all experts: lora_A has the shape (r * experts,
-in), and lora_B has the shape (out, r * experts). LoRA updates of experts named in ``target_modules`` are also stored in
-this stacked form, because PEFT converts ``target_modules`` to ``target_parameters`` for models whose experts are
-stacked. Sources, in PEFT 0.21.2: ``ParamWrapper``, ``BaseTuner._inject_parameters`` and
+contain ``base_layer``. For a stack of experts, each factor contains the factors of all experts. For rank r, lora_A has
+the shape (r * experts, in), and lora_B has the shape (out, r * experts). If ``target_modules`` names experts of a model
+whose experts are stacked, PEFT converts ``target_modules`` to ``target_parameters``, and stores the factors of all
+experts together. Sources, in PEFT 0.21.2: ``ParamWrapper``, ``BaseTuner._inject_parameters`` and
 ``convert_peft_config_for_transformers``.
 """
 
@@ -59,7 +59,7 @@ Groups = Mapping[str, tuple[str, Mapping[str, FileTensor]]]
 
 
 def low_rank_updates(path: Path, groups: Groups, lora: LoraSettings) -> Iterator[LowRank]:
-    """Yield a low-rank update for each group of factors that belong together.
+    """Yield the low-rank update of each module or parameter for which the adapter contains LoRA factors.
 
     Raises LedgerError if factors are missing or the updated parameter cannot be determined, and TensorMismatch if the
     shapes of the factors do not fit the config. Raises NotExpressible if an update cannot be assigned to a parameter
@@ -90,11 +90,11 @@ def _fields(path: Path, module: str, factors: Mapping[str, FileTensor]) -> dict[
 
 
 def _flattened(path: Path, fields: Mapping[str, FileTensor]) -> dict[str, FileTensor]:
-    """Return the factors of a convolution as matrices: ``down`` as (r, in * kernel) and ``up`` as (out, r).
+    """Return the LoRA factors of a convolution as matrices of shapes (rank, in * kernel) and (out, rank).
 
-    The product of the matrices is the update of the flattened weight. Source: ``_ConvNd.get_delta_weight`` in PEFT.
-    Raises NotExpressible for a convolution with groups, whose ``up`` has r / groups columns, and TensorMismatch for any
-    other shape of ``up``.
+    The product of both matrices is the update of the flattened weight. Source: ``_ConvNd.get_delta_weight`` in PEFT.
+    Raises NotExpressible for a grouped convolution, for which the number of columns of ``up`` differs from the rank.
+    Raises TensorMismatch if ``up`` has another invalid shape.
     """
     down, up = fields["down"], fields["up"]
     shape = up.spec.shape
@@ -148,7 +148,7 @@ def _update(
 
 
 def _parameter(path: Path, key: str, lora: LoraSettings, module: str, *, depth: int, levels: int) -> str | None:
-    """Return the name of the updated parameter if it is in target_parameters, or None for a module in target_modules.
+    """Return the name of the updated parameter in target_parameters, or None if the module is in target_modules.
 
     depth: number of wrappers that enclose the wrapper of the update. levels: number of updates of ``module``. PEFT
     wraps the parameters of a module in the order in which the module's class defines the parameters, so that the

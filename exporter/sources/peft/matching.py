@@ -16,7 +16,7 @@ _PATTERN_SECONDS: Final = 0.5
 
 
 def wraps(name: str, module: str) -> bool:
-    """Whether PEFT wraps ``module``, or a module that contains ``module``, because of the config entry ``name``.
+    """Whether the config entry ``name`` makes PEFT wrap ``module`` or a module that contains ``module``.
 
     PEFT wraps every module whose path ends with ``name``, even if the match starts within a segment: for the entry
     ``norm``, PEFT wraps ``model.norm`` and also ``model.layers.0.input_layernorm``. Source:
@@ -27,10 +27,10 @@ def wraps(name: str, module: str) -> bool:
 
 
 def targets(path: Path, target_modules: str | Sequence[str], module: str) -> bool:
-    """Whether PEFT applies LoRA to ``module`` because of ``target_modules``, a list of names or a pattern.
+    """Whether ``target_modules``, a list of names or a regular expression, makes PEFT apply LoRA to ``module``.
 
-    A name matches the last segments of a module's path, and a pattern matches the whole path. path: the config file,
-    for error messages. Raises UnreadableFile if the pattern is not a regular expression.
+    A name has to match the last segments of the module's path, and a regular expression has to match the whole path.
+    path: the config file, for error messages. Raises UnreadableFile if the regular expression is invalid.
     """
     if isinstance(target_modules, str):
         return _matches(path, target_modules, target_modules, module)
@@ -46,7 +46,7 @@ def first_pattern(path: Path, patterns: Iterable[str], name: str) -> str | None:
 
 
 def _matches(path: Path, stated: str, pattern: str, name: str) -> bool:
-    """Whether the whole ``name`` matches ``pattern``. stated: ``pattern`` as in the config, for messages."""
+    """Whether the whole ``name`` matches ``pattern``. stated: the expression in the config, for error messages."""
     import regex  # unlike re, regex has a timeout, so that a hostile pattern cannot hang a release
 
     try:

@@ -1,10 +1,10 @@
 """Converts the keys of an adapter file to the keys that PEFT's ``save_pretrained`` writes.
 
-Adapters that were saved from the state dict of a wrapped model have other keys: torch.compile, FSDP and activation
-checkpointing insert a segment into the path of each wrapped module, and DistributedDataParallel and DeepSpeed put
-``module.`` before all keys. The keys of a state dict contain the adapter's name, which ``save_pretrained`` removes. If
-PEFT's ``inject_adapter_in_model`` added the adapter to the model, the keys of the state dict lack the prefix
-``base_model.model.``.
+If an adapter was saved from the state dict of a wrapped model, its keys differ from PEFT's keys. torch.compile, FSDP
+and activation checkpointing insert a segment into the path of each wrapped module, and DistributedDataParallel and
+DeepSpeed put ``module.`` before all keys. The keys of a state dict contain the adapter's name, which
+``save_pretrained`` removes. If PEFT's ``inject_adapter_in_model`` added the adapter to the model, the keys of the state
+dict lack the prefix ``base_model.model.``.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ _DEFAULT_NAME: Final = "default"
 
 @dataclass(frozen=True, slots=True)
 class NormalKeys:
-    """The keys of an adapter file. keys: maps each stored key to the key that PEFT writes.
+    """The keys of an adapter file, and the keys that PEFT's ``save_pretrained`` would write for the same tensors.
 
-    removed: the key segments that occur in the stored keys but not in the keys that PEFT writes. prefixed: whether the
-    stored keys lack PEFT's prefix.
+    keys: maps each key in the file to PEFT's key. removed: the segments that occur in the keys of the file but not in
+    PEFT's keys. prefixed: whether the keys in the file lack PEFT's prefix ``base_model.model.``, which was added to
+    PEFT's keys.
     """
 
     keys: Mapping[str, str]

@@ -14,7 +14,7 @@ from exporter.tensors import blocks
 def notes(path: Path, edits: Sequence[Edit], normal: NormalKeys) -> list[str]:
     """Return a sentence for each unusual property of the adapter. path: the adapter file.
 
-    To find that an adapter does change the base, only one block of each of two factors is read.
+    The tensors of a trained adapter are read only up to the first block with a nonzero value.
     """
     lines = []
     if normal.removed:

@@ -1,4 +1,4 @@
-"""Selects the part of an adapter's edit of a parameter that applies to one stored tensor.
+"""Divides the adapter's change of a parameter among the stored tensors that make up the parameter.
 
 An adapter changes parameters of the loaded model. A checkpoint may store a parameter as several tensors, as one slice
 of a larger tensor, or transposed. ``Part`` maps the elements of a parameter to the elements of one stored tensor.
@@ -38,12 +38,12 @@ class Part:
 
     @property
     def is_transposed(self) -> bool:
-        """Whether the stored matrix is transposed: its rows are columns of the parameter's matrix."""
+        """Whether the rows of the stored matrix are columns of the parameter's matrix."""
         rows, columns = self.block.axes[-2:]
         return (rows.stored_axis or 0) > (columns.stored_axis or 0)
 
     def positions(self, axis: int) -> tuple[Array, Array]:
-        """For ``axis``, return the positions of the elements in the parameter, and in the stored tensor."""
+        """Return (positions along ``axis`` of the parameter, positions of the same elements in the stored tensor)."""
         return as_array(self.block.axes[axis].at), as_array(self.block.axes[axis].stored)
 
     @cached_property
@@ -101,7 +101,7 @@ class PartTensor(FileTensor):
 
 @lru_cache(maxsize=1)
 def _whole(tensor: FileTensor) -> Array:
-    """Read a whole parameter once for all blocks of rows of its parts."""
+    """Read a whole parameter, and cache it, because several blocks of rows of several parts need the values."""
     value = read(tensor)
     value.flags.writeable = False
     return value

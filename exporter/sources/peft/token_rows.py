@@ -29,9 +29,9 @@ def token_rows(
 ) -> Iterator[TokenRows]:
     """Yield the edit that is built from each pair (module, tensor of token rows).
 
-    The config contains a single list of token ids, or maps the ends of module names to lists of token ids. For a module
-    that is tied to the embedding, PEFT uses the token ids of the embedding and stores a copy of the embedding's rows.
-    Therefore, a module that no entry of the map matches has the token ids of another module whose rows are equal.
+    The config contains a single list of token ids, or maps the ends of module names to lists of token ids. The map of
+    token ids may lack a module that is tied to the embedding, for which PEFT stores a copy of the embedding's rows. A
+    module that the map lacks has the token ids of the module whose rows are equal.
 
     Source: ``set_additional_trainable_modules`` in PEFT. Raises UnreadableFile for invalid token ids, and
     TensorMismatch for an invalid tensor.

@@ -1,1 +1,1 @@
-"""Adapter types other than token rows and LoRA: which types PEFT can merge, and the tensors of their adapters."""
+"""Lists the adapter types (other than LoRA and token rows) that PEFT can merge, and groups their tensors by module."""

@@ -1,4 +1,4 @@
-"""For an adapter that only PEFT can merge, groups the tensors by the module that they change."""
+"""Groups the tensors of an adapter that only PEFT can merge by the module that the tensors change."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def changes_by_peft(
 
 
 def _module(name: str, prefix: str) -> str | None:
-    """Return the part of ``name`` before the first segment that begins with ``prefix``, or None."""
+    """Return the part of ``name`` before the first segment that begins with ``prefix``, or None if no segment does."""
     segments = name.split(".")
     for number, segment in enumerate(segments):
         if number and segment.startswith(prefix):
@@ -87,7 +87,10 @@ def _module(name: str, prefix: str) -> str | None:
 
 
 def _changes_bias(adapter_type: MergedType, tensors: Mapping[str, FileTensor]) -> bool:
-    """Whether the tensors also change the bias: rotations and output factors do, but input factors (1, in) do not."""
+    """Whether the tensors change the module's bias.
+
+    The bias changes if the tensors rotate or scale the output of the module, but not if they scale the input.
+    """
     if adapter_type.prefix == "ia3_":
         return any(tensor.spec.shape[1:] == (1,) for tensor in tensors.values())
     return adapter_type.prefix in ("ln_tuning_", "road_")

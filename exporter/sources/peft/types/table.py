@@ -1,7 +1,7 @@
-"""The adapter types that ttexport does not merge itself: those that PEFT can merge, and why the rest is refused.
+"""Lists the adapter types that only PEFT can merge, and the reasons why other adapter types cannot be merged.
 
 A type is in ``MERGED`` if its effect is linear in the input of each module, if PEFT's merge of a single module equals
-PEFT's forward pass without a merge, and if a test merges such an adapter.
+PEFT's forward pass without a merge, and if a test of ttexport merges an adapter of the type.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class MergedType:
     """A type of adapter that PEFT merges.
 
     title: the name of the type in messages. prefix: the first characters that follow the module's path in a tensor's
-    name. shared: whether tensors that belong to all modules depend on the shapes of all modules.
+    name. shared: whether adapters of the type contain tensors that all modules share and that depend on the shapes of
+    all modules.
     """
 
     title: str
@@ -78,14 +79,14 @@ _UNKNOWN: Final = "ttexport does not know whether weights can represent the effe
 
 
 def merged_type(config: Mapping[str, Any]) -> MergedType | None:
-    """Return the type of the adapter with ``config`` if only PEFT can merge the adapter, else None."""
+    """Return the type of the adapter with the config ``config`` if only PEFT can merge the adapter, else None."""
     if config.get("peft_type") == "LORA":
         return _RAW_LORA if config.get("init_lora_weights") in REPEATABLE_INITS else None
     return MERGED.get(str(config.get("peft_type")))
 
 
 def refusal(config_path: Path, peft_type: str, *, via_peft: bool) -> NotExpressible:
-    """Return the error for an adapter that cannot be merged. via_peft: whether PEFT was to merge the adapter."""
+    """Return the error for an adapter that cannot be merged. via_peft: whether ``--via peft`` was given."""
     name = f"{config_path}: peft_type {peft_type}"
     if peft_type in MERGED and not via_peft:
         reason = "only adapters of the types TRAINABLE_TOKENS and LORA can be merged without PEFT"
