@@ -3,13 +3,13 @@
 Each direct subclass of TTExportError has a separate exit code.
 
     TTExportError            1  unexpected
-    ├── UsageError           2  the command line contradicts itself
-    ├── NotEquivalent        3  an artifact failed verification; nothing was promoted
+    ├── UsageError           2  options contradict each other, or name something that does not exist
+    ├── NotEquivalent        3  an artifact failed verification; the output was not published
     ├── BadInput             4  an input file is invalid, or two input files do not fit together
     │   ├── UnreadableFile       a file cannot be opened or parsed, or is truncated
-    │   ├── TensorMismatch       a tensor does not fit the tensor that it belongs to
-    │   └── LedgerError          a tensor would be dropped or applied twice
-    ├── NotExpressible       5  the request cannot be represented in the target format, or in this version
+    │   ├── TensorMismatch       the shape, dtype or values of a tensor are wrong for its purpose
+    │   └── LedgerError          no merge rule, or more than one, handles a tensor
+    ├── NotExpressible       5  the target format or this version of ttexport does not support the request
     ├── MissingDependency    6  an optional package is absent
     └── OutputError          7  the output cannot be written: no space, no permission, or the output exists
 
@@ -29,7 +29,7 @@ from typing import Any
 class TTExportError(Exception):
     """Base class of all errors of ttexport.
 
-    The attribute ``exit_code`` is the exit code of the process for an error of the class or its subclasses.
+    If an error of a class ends the process, the attribute ``exit_code`` of the class is the exit code of the process.
     """
 
     exit_code = 1
@@ -57,7 +57,7 @@ class NotEquivalent(TTExportError):
     exit_code = 3
 
     def __init__(self, verdict: str, document: Mapping[str, object]) -> None:
-        """The argument ``verdict`` is the line to print, and ``document`` is the whole report as JSON data."""
+        """The argument ``verdict`` is the error message, and ``document`` is the verification report as JSON data."""
         super().__init__(verdict)
         self.document = document
 
@@ -69,7 +69,7 @@ class BadInput(TTExportError):
     path: Path | None
 
     def __init__(self, message: str, *, path: Path | str | None = None) -> None:
-        """The argument ``path`` is the file that ``message`` names, or None if only the calling code knows the file."""
+        """The argument ``path`` is the invalid file, or None if the raising code does not know which file it reads."""
         super().__init__(message)
         self.path = None if path is None else Path(path)
 
@@ -101,7 +101,7 @@ class LedgerError(BadInput):
     """Raised if no merge rule, or more than one merge rule, handles a tensor."""
 
     def __init__(self, path: Path | str, tensor: str, *, expected: object, found: object) -> None:
-        """The arguments ``expected`` and ``found`` describe the rules that were expected and found for the tensor."""
+        """The arguments name the merge rules that should handle the tensor (``expected``) and that do (``found``)."""
         super().__init__(f"{path}: {tensor}: expected {expected}, found {found}", path=path)
         self.tensor = tensor
 
@@ -112,7 +112,7 @@ class NotExpressible(TTExportError):
     exit_code = 5
 
     def __init__(self, target: str, reason: str, *, instead: str = "") -> None:
-        """The argument ``target`` is the format or the command, and ``instead`` names an alternative that works."""
+        """The argument ``target`` is the format or command that refuses the request; ``instead`` is an alternative."""
         super().__init__(f"{target}: {reason}" + (f"; {instead}" if instead else ""))
         self.target = target
         self.reason = reason
@@ -165,7 +165,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def in_tensor(path: Path, tensor: str) -> Iterator[None]:
-    """If the ``with`` body raises a BadInput that names no file, prefix its message with ``path`` and ``tensor``."""
+    """If the ``with`` body raises a BadInput without a path, prefix its message with ``path`` and ``tensor``."""
     try:
         yield
     except BadInput as exc:

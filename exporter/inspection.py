@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def inspect_path(located: Located) -> dict[str, Any]:
     """Describe an adapter, checkpoint, .gguf file or ONNX folder as a dict ``{"kind", "facts", "tensors"}``.
 
-    Raises BadInput. For an ONNX folder, the dict also contains the key "models" with every model file, in the order of
-    ``model_files``. For an ONNX folder, the keys "facts" and "tensors" describe the first model file.
+    Raises BadInput. For an ONNX folder, the dict also has the key "models", which lists every model file. For an ONNX
+    folder, the keys "facts" and "tensors" describe the first model file.
     """
     path = located.path
     if is_adapter(path):
@@ -134,7 +134,7 @@ def _onnx_models(path: Path) -> list[dict[str, Any]]:
 
 
 def _precision(file: OnnxFile) -> str:
-    """List the block formats, then the dtypes, largest share of bytes first, as in "int4 x 32, int8 x 32, F16"."""
+    """Return a text such as "int4 x 32, F16", which lists the block formats and the dtypes, the largest share first."""
     sizes = Counter[str]()
     for tensor in file.initialisers.values():
         if len(tensor.shape) > 1 and (not file.block_formats or tensor.dtype in FLOATS):  # codes are in block_formats

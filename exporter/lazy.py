@@ -10,8 +10,8 @@ from typing import Any
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a ``__getattr__`` function (PEP 562) for ``package``.
 
-    homes: maps each public name to the full name of the module that defines the name. The returned function raises
-    AttributeError for a name that is not in ``homes``.
+    homes: maps each public name to the full name of the module that defines the name. The returned ``__getattr__``
+    raises AttributeError for a name that is not in ``homes``.
     """
 
     def find(name: str) -> Any:

@@ -1,9 +1,10 @@
 """Options as data.
 
-Options as dataclass fields: a field defines the option's flag, release.toml key, argument, help and rule. A group of
-options is a frozen dataclass whose fields are created by the function ``option``. The group validates itself. An error
-message names an option by its flag (``--imatrix``) if the option was given on the command line, and by its key
-(``gguf.imatrix``) if the option was given in release.toml.
+Define each option of ttexport once, as a dataclass field. The field determines the command-line flag, the release.toml
+key, the Python argument, the help text and the allowed values of the option. A group of options is a frozen dataclass
+whose fields are created by the function ``option``. The group validates itself. An error message names an option by its
+flag (``--imatrix``) if the option was given on the command line, and by its key (``gguf.imatrix``) if the option was
+given in release.toml.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class ValueType(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """The definition of an option, as shown to users.
+    """The definition of an option.
 
     flag: name of the option on the command line. choices: the allowed values; an empty tuple allows any value.
     repeatable: whether the field is a tuple. The flag of a repeatable option may be given several times, and the value
-    in release.toml is a list. accepts: a function that returns whether the option accepts a given value. The function
-    ``accepts`` is needed if several output formats share a flag.
+    in release.toml is a list. accepts: a function that returns whether the option accepts a given value. If several
+    output formats share a flag, each value is passed to the formats whose ``accepts`` returns True.
     """
 
     name: str
@@ -82,12 +83,15 @@ class OptionError(UsageError):
     """Raised if an option has an invalid value or contradicts another option."""
 
     def __init__(self, group: type[Options], name: str, reason: str) -> None:
-        """reason: the message after the colon, in which each ``{name}`` is replaced by the spelling of that option."""
+        """reason: the message after the colon.
+
+        A placeholder ``{name}`` stands for the flag or key of the option ``name``.
+        """
         self.group, self.name, self.reason = group, name, reason
         super().__init__(self.worded(lambda group, option: option.name))
 
     def worded(self, spell: Callable[[type[Options], Option], str]) -> str:
-        """Return the error message, with each option name replaced by its spelling from ``spell``."""
+        """Return the error message. The function ``spell`` returns the flag or key of an option, as text."""
         known = self.group.options()
         reason = _REFERENCE.sub(lambda m: spell(self.group, known[m[1]]) if m[1] in known else m[0], self.reason)
         return f"{spell(self.group, known[self.name])}: {reason}"
@@ -128,7 +132,7 @@ class Options:
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     def __post_init__(self) -> None:
-        """Convert every value to the type of its option, then check the rules of the group."""
+        """Convert every value to the type of its option, then check the rules that involve several options."""
         for name, entry in self.options().items():
             value = getattr(self, name)
             if entry.repeatable:
@@ -147,12 +151,12 @@ class Options:
     def to_json(self) -> dict[str, Any]:
         """Map the release.toml key of every option to its value.
 
-        The value of an option that names a file is the file name without folders.
+        If the value of an option is a path, only the file name is returned.
         """
         return {entry.key: _json(getattr(self, name)) for name, entry in self.options().items()}
 
     def changed(self) -> dict[str, Any]:
-        """Return the entries of ``to_json`` for the options whose values differ from their defaults."""
+        """Map the release.toml keys of the options that differ from their defaults to the values, as in ``to_json``."""
         return {
             _option(field).key: _json(getattr(self, field.name))
             for field in fields(self)
@@ -160,7 +164,7 @@ class Options:
         }
 
     def files(self) -> dict[str, Path]:
-        """Map the key of each option that names a file or folder to the path of the file or folder."""
+        """Map the release.toml key of each option whose value is a path to the path."""
         paths = [(name, entry) for name, entry in self.options().items() if entry.type is ValueType.PATH]
         return {entry.key: path for name, entry in paths if (path := getattr(self, name)) is not None}
 

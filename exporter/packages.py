@@ -32,12 +32,12 @@ class Requirement:
         return all(importlib.util.find_spec(module) is not None for module in self.modules)
 
     def folder(self) -> Path | None:
-        """Return the folder of the first module, or None if the first module is not installed."""
+        """Return the folder of the requirement's first module, or None if the module is not installed."""
         spec = importlib.util.find_spec(self.modules[0])
         return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
     def missing(self, needed_for: str) -> MissingDependency:
-        """Return an error that names the feature, the packages and the pip command."""
+        """Return an error that names the feature, the missing packages and the pip command that installs them."""
         return MissingDependency(self.title, needed_for=needed_for, install=self.install)
 
     def require(self, needed_for: str) -> None:

@@ -17,7 +17,7 @@ def silent(nbytes: int) -> None:
 class Hooks:
     """Functions that show progress. The function ``start(label, nbytes)`` starts the progress bar of an artifact.
 
-    The function ``say`` prints a line of text.
+    The function ``say`` shows the user one line of text.
     """
 
     start: Callable[[str, int], Progress] = field(default=lambda label, nbytes: silent)

@@ -61,19 +61,19 @@ def _bars() -> Iterator[Hooks]:
 
 
 def print_notes(adapters: Sequence[Adapter], *, quiet: bool) -> None:
-    """Print a line to stderr for each note about an adapter, unless ``quiet`` is set."""
+    """Print the notes about each adapter to stderr, one note per line, unless ``quiet`` is set."""
     for note in [] if quiet else [note for adapter in adapters for note in adapter.notes]:
         print(f"note: {note}", file=sys.stderr)
 
 
 def print_warnings(warnings: Iterable[str]) -> None:
-    """Print a line to stderr for each warning, even with ``--quiet``."""
+    """Print each warning as one line to stderr, even with ``--quiet``."""
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
 
 def print_reports(reports: Sequence[Report]) -> None:
-    """Print a table of all checks to stderr, with the details of each failed check."""
+    """Print a table of all checks of the verification to stderr, with the details of each failed check."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

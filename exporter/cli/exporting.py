@@ -95,7 +95,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
 def _nbytes(target: Target, path: Path) -> int:
     """Return the size in bytes of a written file, or of all parts of a split GGUF file.
 
-    For an artifact that is a folder, the planned size of the weights is returned.
+    For an artifact that is a folder, return the planned size of the weights.
     """
     if target.finish:
         return sum(file.path.stat().st_size for file in GgufModel.open(path).files)

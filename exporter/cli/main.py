@@ -1,4 +1,4 @@
-"""Find and run the subcommand of ``ttexport``, and turn an error into a one-line message and an exit code."""
+"""Run a subcommand of ``ttexport``, and turn an error into a one-line message and an exit code."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Verbs(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Import and return the subcommand ``name``."""
+        """Import the module of the subcommand ``name``, and return the subcommand."""
         if name not in VERBS:
             return None
         command: click.Command = getattr(importlib.import_module(VERBS[name]), name)
@@ -67,7 +67,7 @@ class Verbs(click.Group):
             formatter.write_dl(list(_SUMMARIES.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert the subcommand ``export`` if the first argument is an option of ``export``."""
+        """Insert the subcommand ``export`` before the arguments if the first argument is an option of ``export``."""
         if args and args[0].split("=")[0] in ("--to", "--dtype", "--quant", "-o"):
             args = ["export", *args]
         return super().parse_args(ctx, args)

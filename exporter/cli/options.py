@@ -62,9 +62,9 @@ in_place_option = click.option(
 
 
 def flags(groups: Iterable[type[Options]]) -> dict[str, list[tuple[type[Options], Option]]]:
-    """Return a dict that maps each command-line flag to all option fields that the flag sets.
+    """Map each command-line flag to the dataclass fields that the flag sets.
 
-    A flag can set fields of several formats.
+    One flag can set a field in the option dataclass of each of several formats.
     """
     by_flag: dict[str, list[tuple[type[Options], Option]]] = {}
     for group in groups:
@@ -79,10 +79,10 @@ def format_groups() -> list[type[FormatOptions]]:
 
 
 def group_options(*groups: type[Options], only: Collection[str] | None = None) -> _Decorator[Any]:
-    """Add a command-line flag for every option of ``groups``, or only for the flags in ``only``.
+    """Return a decorator that adds a command-line flag for every option of ``groups``, or only the flags in ``only``.
 
-    The command function receives each value as the keyword argument named after the flag. Call ``values_of`` to collect
-    the received values for an option dataclass.
+    The command function receives each value as the keyword argument named after the flag. The function ``values_of``
+    selects the values that belong to one option dataclass.
     """
 
     def add(command: _Command) -> _Command:
@@ -119,7 +119,7 @@ def spelled_as_flags() -> Iterator[None]:
 
 
 def read_formats(names: Sequence[str], given: Mapping[str, Any]) -> tuple[FormatOptions, ...]:
-    """Return the option dataclass of each format that --to requests.
+    """Return the options of each format that is requested with --to, as an instance of the format's option dataclass.
 
     Each value of a repeatable flag is passed to the requested formats that accept the value.
 
@@ -161,9 +161,9 @@ def export_spec(
 
 
 def _shares(takers: Sequence[tuple[type[Options], Option]], values: Sequence[str]) -> list[list[str]]:
-    """Return, for each format in ``takers``, the values of a repeatable flag that the format accepts.
+    """Assign each value of a repeatable flag to the formats in ``takers`` that accept the value.
 
-    A value that no format accepts is passed to the first format, which raises an error for the value.
+    A value that no format accepts is assigned to the first format, which then raises an error about the value.
     """
     shares: list[list[str]] = [[] for _ in takers]
     for value in values:
@@ -180,7 +180,7 @@ def _parameter(flag: str) -> str:
 def _click_option(entries: Sequence[tuple[type[Options], Option]]) -> _Decorator[Any]:
     """Return the click option for a command-line flag.
 
-    If several formats share the flag, the help texts of these formats are joined.
+    If several formats have the flag, its help text is made of the help texts of these formats.
     """
     texts = dict.fromkeys(entry.help for _, entry in entries)
     if len(texts) > 1:

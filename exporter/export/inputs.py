@@ -24,7 +24,7 @@ _INDEX: Final = "model.safetensors.index.json"
 
 
 class LocatedAdapter(NamedTuple):
-    """An opened adapter with its local path and, if downloaded, its hub repository."""
+    """An opened adapter and its source: the local path and, if the adapter was downloaded, the hub repository."""
 
     source: Located
     adapter: Adapter
@@ -35,9 +35,9 @@ def open_adapters(
 ) -> list[LocatedAdapter]:
     """Open adapters that are given as paths or hub ids. An adapter is downloaded first if necessary.
 
-    asked_by: name of the argument or key that lists the adapters, for error messages.
-    quiet: whether to hide progress bars of downloads.
-    Raises BadInput, and NotExpressible for adapters of a type that cannot be merged with ``options``.
+    asked_by: name of the argument or key that lists the adapters, for error messages. quiet: whether to hide progress
+    bars of downloads. Raises BadInput if an adapter is not found or is damaged, and NotExpressible if its type cannot
+    be merged with ``options``.
     """
     located = [locate(str(source), asked_by=asked_by, content="adapter", quiet=quiet) for source in sources]
     via_peft = options.via == "peft"
@@ -51,7 +51,8 @@ def plan_located_merge(
 
     checkpoint: the opened checkpoint of ``base``.
 
-    Raises BadInput and NotExpressible, and MissingDependency if PEFT is to merge an adapter but is not installed.
+    Raises BadInput if an adapter does not fit ``base``, NotExpressible if ttexport cannot merge an adapter, and
+    MissingDependency if only PEFT can merge an adapter but PEFT is not installed.
     """
     opened = [adapter for _, adapter in adapters]
     warnings = check_base(base, checkpoint, opened, untie=options.untie, trust=options.trust_base)
@@ -64,7 +65,7 @@ def plan_located_merge(
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Return a dict that maps file names to paths, for all files of the checkpoint that are read by a merge."""
+    """Map the names of all files of the checkpoint that a merge reads to the paths of the files."""
     paths = {tensor.place.path for tensor in checkpoint.tensors.values()} | set(checkpoint.auxiliary_files.values())
     paths.add(checkpoint.path / "config.json")
     if (index := checkpoint.path / _INDEX).is_file():
@@ -73,7 +74,7 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 def adapter_files(adapter: Adapter) -> dict[str, Path]:
-    """Return a dict that maps file names to paths, for all files of the adapter that are read by a merge."""
+    """Map the names of all files of the adapter that a merge reads to the paths of the files."""
     paths = {adapter.path / CONFIG, adapter.weights, *adapter.auxiliary_files.values()}
     return {path.relative_to(adapter.path).as_posix(): path for path in sorted(paths)}
 
@@ -91,5 +92,5 @@ def option_files(formats: Iterable[FormatOptions], verify: VerifyOptions) -> set
 
 
 def reference_of(merge: MergePlan, *, untie: bool) -> Reference:
-    """Reopen the base and the adapters from disk, to compare the unmerged model with the artifacts of ``merge``."""
+    """Open the base and the adapters of ``merge`` as the unmerged reference with which artifacts are compared."""
     return Reference.open(merge.checkpoint.path, [adapter.path for adapter in merge.adapters], untie=untie)

@@ -35,7 +35,8 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
     """Read the headers of all inputs and plan every artifact.
 
     If a format cannot represent the model, no error is raised, and the reason is recorded in the plan of the artifact.
-    Raises BadInput, or MissingDependency if a required runtime or a package for the report is not installed.
+    Raises BadInput if an input is missing or damaged, and MissingDependency if a runtime that ``--require`` names or a
+    package for the report is not installed.
     """
     prompts = require_verifiable(spec.verify, needed_for="--require")
     adapters = open_adapters(spec.adapters, spec.merge, asked_by="ADAPTER", quiet=spec.quiet)
@@ -80,9 +81,9 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
 def _write_reports(plan: ExportPlan, reports: list[Report], draft: Path, paths: list[Path]) -> list[Report]:
     """Write the reports to the folder given by --report, even if the verification failed.
 
-    If OUT is a folder of several artifacts, the reports are also written into OUT. Returns the reports, in which the
-    path of each artifact is the artifact's final path. In the report inside OUT, paths are relative to OUT, so that the
-    folder can be moved and the bytes of the report do not depend on the location of OUT. Raises NotEquivalent.
+    If OUT is a folder of several artifacts, the reports are also written into OUT. Returns the reports, with the final
+    path of each artifact instead of its temporary path. In the report inside OUT, paths are relative to OUT, so that
+    the folder can be moved and the bytes of the report do not depend on the location of OUT. Raises NotEquivalent.
     """
     folder = plan.spec.verify.report
     # The first part of a split artifact names the artifact.
@@ -118,9 +119,9 @@ def _reference(plan: ExportPlan) -> Reference:
 
 
 def written(path: Path) -> Path:
-    """Return the path of the written artifact that was planned for ``path``.
+    """Return the path at which the artifact planned for ``path`` was written.
 
-    For a split GGUF file, the path of the first part is returned.
+    Only a split GGUF is written under other names than planned; for a split GGUF, return the path of the first part.
     """
     if path.exists():
         return path
@@ -132,7 +133,7 @@ def _named(template: str, name: str, target: Target) -> str:
 
 
 def _default_out(name: str, targets: Sequence[Target]) -> Path:
-    """Return a path in the current folder that is named after the model."""
+    """Return the default output path: a name in the current folder that is derived from ``name``."""
     if len(targets) > 1:
         return Path(f"{name}-export")
     return Path(_named(FORMATS[targets[0].format].file, name, targets[0]))

@@ -1,6 +1,6 @@
 """The table of model families.
 
-Each model family has its own module, its own row in this table, and its own test fixture.
+Each model family has its own module, its own entry in the table ``FAMILIES``, and its own test fixture.
 """
 
 from __future__ import annotations

@@ -67,8 +67,9 @@ def rope(
     """Read the rotary embedding of a config.
 
     rope_types: the rope types that the family supports in addition to "default". theta, partial: the family's defaults
-    for theta and for the partial rotary factor. If ``partial`` is None, the family always rotates whole heads.
-    Raises NotExpressible for a rope type that the family does not support, and BadInput for invalid numbers.
+    for theta and for the partial rotary factor. If ``partial`` is None, models of the family always rotate all
+    dimensions of a head. Raises NotExpressible for a rope type that the family does not support, and BadInput for
+    invalid numbers.
     """
     table = rope_table(config)
     rope_type = table["rope_type"]
@@ -90,10 +91,10 @@ def rope(
 
 
 def original_positions(config: Mapping[str, Any], table: Mapping[str, Any]) -> int | None:
-    """Return the context length before rope scaling, or None if no context length is given.
+    """Return the context length before rope scaling, or None if the config gives no context length.
 
-    The context length is read from the rope parameter table ``table``, otherwise from the config's original context
-    length, otherwise from the config's full context length.
+    The result is ``original_max_position_embeddings``, from the rope parameters in ``table`` or else from the config.
+    If both lack this key, the result is ``max_position_embeddings`` of the config.
     """
     key = "original_max_position_embeddings"
     value = table.get(key) or config.get(key) or config.get("max_position_embeddings")
@@ -101,9 +102,10 @@ def original_positions(config: Mapping[str, Any], table: Mapping[str, Any]) -> i
 
 
 def windowed(family: str, config: Mapping[str, Any], layers: int, default: Collection[int]) -> frozenset[int]:
-    """Return the sliding-window layers according to ``layer_types``, or ``default`` if the config has no such key.
+    """Return the numbers of the sliding-window layers according to ``layer_types`` in the config.
 
-    Raises NotExpressible for unknown types in ``layer_types``.
+    If the config has no ``layer_types``, return ``default``. Raises NotExpressible for unknown types in
+    ``layer_types``.
     """
     types = config.get("layer_types")
     if types is None:
@@ -118,10 +120,10 @@ def windowed(family: str, config: Mapping[str, Any], layers: int, default: Colle
 def window(
     family: str, settings: Settings, layers: int, *, default: int | None = None, only: Collection[int] | None = None
 ) -> tuple[int | None, frozenset[int]]:
-    """Return (window size, layers with a sliding window).
+    """Return (size of the sliding window, numbers of the layers with a sliding window).
 
-    The layers with a sliding window are read from ``layer_types`` if the config has that key. Without ``layer_types``,
-    the layers in ``only`` have a sliding window, or all layers if ``only`` is None.
+    The layers with a sliding window are read from ``layer_types`` if the config has that key. If the config has no
+    ``layer_types``, the layers in ``only`` have a sliding window; ``only=None`` means all layers.
     """
     size = settings.table.get("sliding_window", default)
     if size is None:
@@ -140,7 +142,7 @@ def naming_scheme(
     optional: Collection[Role] = (),
     members: Mapping[Role, int] | None = None,
 ) -> dict[str, Slot]:
-    """Expand a table of module names and their roles into a map from tensor names to slots.
+    """Expand a table of module names and their roles into a map of each tensor name to its ``Slot`` (role and layer).
 
     layer: maps module names inside a layer to roles; ``{}`` in a module name is replaced by the number of an expert or
     head. members: the number of experts or heads, for each role with a tensor per expert or head. biases: the roles

@@ -1,6 +1,6 @@
 """Read typed values from config.json, and raise an error that names the config key if a value is missing or invalid.
 
-The functions never guess a config value that is missing or invalid.
+A missing value is replaced by a default only if the caller passes the default of the family's config class.
 """
 
 from __future__ import annotations

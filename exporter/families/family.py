@@ -1,4 +1,4 @@
-"""The class whose instances are the rows of the table of model families."""
+"""The class ``Family``, whose instances are the entries of the table of model families."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The description of a decoder, read from a Hugging Face config and used by both the GGUF writer and the ONNX writer.
 
-The module of a model family turns a config into a ``DecoderSpec``, which gives the role of every checkpoint tensor.
-Writers use the roles and numbers of the spec, never the config's ``model_type``. A writer must use every field of the
-spec or refuse the field's value, because an artifact that ignores a field would compute a different model.
+The module of a model family converts a config to a ``DecoderSpec``, which assigns a role to every checkpoint tensor.
+The writers of GGUF and ONNX use only the ``DecoderSpec``, never the config's ``model_type``. A writer that does not
+support the value of a field must raise an error, because an artifact that ignored the field would compute different
+logits.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norm:
-    """Parameters of a decoder's norms. ``offset`` is added to the stored weight; "layer" norms also subtract the mean.
+    """Parameters of a decoder's norms.
+
+    offset: a number that is added to the stored weight. type: "layer" norms subtract the mean, "rms" norms do not.
 
     The roles of the norm tensors determine where norms are applied (before or after a block, on queries and keys).
     """
@@ -122,8 +125,8 @@ class Attention:
 class Mlp:
     """An MLP that computes down(activation(gate(x)) * up(x)), or down(activation(up(x))) if not ``gated``.
 
-    The role GATE_UP means a joint matrix that contains the gate rows followed by the up rows. The activation "gelu" is
-    the exact GELU with the error function.
+    A tensor with the role GATE_UP contains the rows of the gate matrix followed by the rows of the up matrix. The
+    activation "gelu" is the exact GELU with the error function.
     """
 
     inner: int
@@ -135,7 +138,7 @@ class Mlp:
 class Moe:
     """A mixture of experts in every layer: a router's softmax selects ``top_k`` of ``experts`` MLPs of width ``inner``.
 
-    The experts are gated MLPs. normalised: whether the probabilities of the selected experts are divided by their sum.
+    Every expert is a gated MLP. normalised: whether the probabilities of the selected experts are divided by their sum.
     """
 
     experts: int
@@ -148,7 +151,7 @@ class Moe:
 class DecoderSpec:
     """A decoder that computes x += attn(norm(x)), x += mlp(norm(x)) in each layer, and logits = head(norm(x)).
 
-    A norm is omitted if no tensor has the norm's role: without ATTN_NORM, for example, attention reads x itself. The
+    If no tensor has the role of a norm, the decoder omits the norm: without ATTN_NORM, attention reads x itself. The
     norms ATTN_POST_NORM and MLP_POST_NORM normalise the output of a block before the output is added to x. parallel:
     whether attention and MLP read the same x; without MLP_NORM, attention and MLP then also share the normalised x.
     residual_scale: a factor that multiplies the output of each block. embed_scale: a factor that multiplies the

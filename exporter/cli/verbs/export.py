@@ -28,7 +28,7 @@ def export(source: str, base: str | None, quiet: bool, **options: Any) -> None:
 
 
 def as_merge(source: str, base: str | None, *, quiet: bool) -> dict[str, Any]:
-    """Return the merge arguments ``adapters`` and ``base`` for exporting ``source``, an adapter or a checkpoint."""
+    """Return the merge arguments ``adapters`` and ``base`` that export ``source``, an adapter or a checkpoint."""
     if is_adapter(locate(source, asked_by="SOURCE", quiet=quiet).path):
         return {"adapters": (source,), "base": base}
     if base is not None:

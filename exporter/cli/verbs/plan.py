@@ -86,7 +86,7 @@ def plan(
 def _refuse_options_of_merge() -> None:
     """Raise UsageError for options that the subcommand ``patch`` does not have.
 
-    Options that ``patch`` does not have are refused, because a plan that ignored them would be wrong.
+    A plan that silently ignored such an option would be wrong.
     """
     context = click.get_current_context()
     known = {parameter.name for parameter in patch.params} | {"base", "sources"}

@@ -145,9 +145,9 @@ def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
 
 
 def _push_settings(hub: HubTable, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings for --push-to-hub.
+    """Return the options of the upload to the hub.
 
-    If the release is uploaded to a repository, the section ``[hub]`` of release.toml supplies default values.
+    If --push-to-hub is given, options missing from the command line are read from the table ``[hub]`` of release.toml.
     """
     given = {name: options[name] for name in ("repo", "revision", "message", "private", "dry_run")}
     check_push_options(**given)

@@ -37,7 +37,7 @@ def trust_options(command: _Command) -> _Command:
 def read_trust(public_key: Path | None, identity: str | None, issuer: str | None) -> Trust | None:
     """Return the signer that the user requires, or None if no signer is required.
 
-    Raises UsageError if the signature options contradict each other.
+    Raises UsageError if --public-key, --identity and --issuer contradict each other.
     """
     if (identity is None) != (issuer is None):
         raise UsageError("--identity and --issuer must be given together")

@@ -61,7 +61,7 @@ def push_release(
 ) -> Pushed | None:
     """Upload ``folder`` if a repository is given, and print the result to stderr.
 
-    All errors of the function ``push`` are passed on to the caller.
+    Raises the errors that ``exporter.release.push.push`` raises.
     """
     if repo is None:
         return None

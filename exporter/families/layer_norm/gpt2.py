@@ -1,4 +1,6 @@
-"""The decoder of GPT-2: learned position embeddings, layer norms, biases on all linear layers, and (in, out) matrices.
+"""The decoder of GPT-2, with learned position embeddings, layer norms, and biases on all linear layers.
+
+The weight matrices of GPT-2 are stored as (in, out).
 
 Source: transformers' GPT2Config and GPT2LMHeadModel.
 """

@@ -106,7 +106,7 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
     spec = describe_gemma3({"vocab_size": 262208} | dict(text))
 
     def named(inner: str, head: str) -> dict[str, Slot]:
-        """Return the text model's naming scheme, with the tensor name prefixes of the multimodal model."""
+        """Return the text model's naming scheme with the tensor name prefixes that the multimodal model uses."""
         return {
             (f"{head}{name}" if slot.role is Role.HEAD else f"{inner}{name.removeprefix('model.')}"): slot
             for name, slot in spec.naming_schemes[0].items()
@@ -117,7 +117,7 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
-    """Return (a config whose rope table is that of the full-attention layers, theta of the sliding-window layers)."""
+    """Return (config with the rope parameters of the full-attention layers, theta of the sliding-window layers)."""
     table = config.get("rope_parameters") or {}
     if not isinstance(table, Mapping) or not all(
         isinstance(table.get(layer_type, {}), Mapping) for layer_type in ("full_attention", "sliding_attention")

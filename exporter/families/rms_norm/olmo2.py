@@ -1,4 +1,6 @@
-"""The decoder of OLMo 2, which normalises block outputs and whole query and key projections, but no block inputs.
+"""The decoder of OLMo 2, with norms on the outputs (not the inputs) of attention and MLP.
+
+Queries and keys are normalised over the whole projection, not head by head.
 
 Source: transformers' Olmo2Config and Olmo2ForCausalLM.
 """

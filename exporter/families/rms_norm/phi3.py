@@ -1,4 +1,4 @@
-"""The decoder of Phi-3 and Phi-4-mini, with a joint QKV matrix, a joint matrix for gate and up, and longrope.
+"""The decoder of Phi-3 and Phi-4-mini, with a joint QKV matrix, a joint gate and up matrix, and longrope scaling.
 
 Source: transformers' Phi3Config and Phi3ForCausalLM.
 """
