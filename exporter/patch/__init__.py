@@ -1,6 +1,6 @@
-"""Implements ``ttexport patch``, which writes an adapter's token rows into an existing GGUF or ONNX artifact.
+"""Implements ``ttexport patch``, which writes an adapter's trained embedding rows into a GGUF or ONNX artifact.
 
-Each artifact format has its own subpackage.
+The subpackages ``gguf`` and ``onnx`` implement the patch of one artifact format each.
 
 ``plan_patch(PatchSpec(…))`` returns the plan of a patch and writes nothing. ``run_patch(plan, hooks)`` writes and
 verifies the patched artifact.
@@ -26,9 +26,10 @@ __all__ = ["LEVELS", "PatchPlan", "PatchSpec", "is_patchable", "patch_json", "pl
 
 
 def plan_patch(spec: PatchSpec) -> PatchPlan:
-    """Plan a patch, reading only the base artifact's headers, a few rows of the base artifact, and the adapters.
+    """Plan a patch; of the base artifact, only the headers and a few rows are read.
 
-    May raise BadInput, NotExpressible, UsageError or MissingDependency.
+    Raises BadInput for an input that does not fit, NotExpressible if the artifact cannot be patched, UsageError for
+    options that contradict each other, and MissingDependency if the requested verification needs a missing package.
     """
     if spec.report:
         require_renderers()
@@ -57,7 +58,7 @@ def plan_patch(spec: PatchSpec) -> PatchPlan:
 
 
 def run_patch(plan: PatchPlan, hooks: Hooks) -> Report | None:
-    """Write the patched model, verify the written bytes, and then rename the model to its final name.
+    """Write the patched model, verify the written bytes, and then rename the new file or folder to its final name.
 
     Returns the verification report, or None if the verification level is off. Raises NotEquivalent if verification
     fails, or OutputError if a write fails. After an error, the base artifact is unchanged.
@@ -68,11 +69,11 @@ def run_patch(plan: PatchPlan, hooks: Hooks) -> Report | None:
 def restore(base: Path) -> bool:
     """If an in-place patch of ``base`` was interrupted, restore the bytes from before the patch.
 
-    Returns whether there was an interrupted patch to undo.
+    Returns True if bytes were restored, or False if no patch was interrupted.
     """
     return recover(base)
 
 
 def is_patchable(paths: Sequence[Path]) -> bool:
-    """Whether ``ttexport plan`` has to plan a patch: its first argument is a .gguf file or an ONNX folder."""
+    """Whether ``ttexport plan`` must plan a patch, not a merge: the first path is a .gguf file or an ONNX folder."""
     return paths[0].suffix == ".gguf" or (len(paths) > 1 and has_model(paths[0]))

@@ -1,4 +1,4 @@
-"""Proves that an artifact was made from a given checkpoint, using a recorded digest or re-encoded sample rows."""
+"""Proves that an artifact was made from a checkpoint, by comparing a recorded digest or re-encoded sample rows."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _SAMPLED: Final = 32
 class VocabRows:
     """Access to the rows of one vocabulary matrix of an artifact.
 
-    shape: (tokens, hidden). storage: description of the dtype or quantisation. read: function from a row number to the
-    stored bytes of the row, (1, n) uint8. encode: function from a checkpoint row (1, hidden) to the bytes that the
-    artifact would store for the row, (1, n) uint8.
+    shape: (number of tokens, hidden size). storage: description of the dtype or quantisation. read: function that maps
+    a row number to the stored bytes of the row, as a uint8 array (1, bytes). encode: function that maps a checkpoint
+    row (1, hidden) to the bytes that the artifact would store for the row, as a uint8 array (1, bytes).
     """
 
     path: Path
@@ -44,10 +44,10 @@ def prove_base(
 ) -> str:
     """Prove that the model at ``path`` was made from the checkpoint ``base``. Returns a description of the proof.
 
-    If the artifact records the digest of its checkpoint, only the digest is compared. If no digest is recorded, sampled
-    checkpoint rows are encoded again, and the result must equal the stored rows byte for byte. head: rows of the LM
-    head, or None to compare only the embedding. Raises BadInput or TensorMismatch unless the model was provably made
-    from ``base``.
+    If the artifact contains a digest of its checkpoint, only the digest is compared. If the artifact contains no
+    digest, a sample of the checkpoint's rows is encoded again, and the encoded rows must equal the stored rows byte for
+    byte. head: rows of the LM head, or None to compare only the embedding. Raises BadInput if a digest or a row
+    differs, and TensorMismatch if the shape of a matrix differs.
     """
     recorded = metadata.get(DIGEST_KEY)
     if isinstance(recorded, str):
@@ -67,7 +67,7 @@ def prove_base(
 
 
 def recorded_provenance(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Return the provenance that ttexport recorded in ``metadata``, with prefixes removed from the keys, else {}."""
+    """Return the entries of ``metadata`` that ttexport wrote, with the prefix ``ttexport.`` removed from the keys."""
     return {
         key.removeprefix(PREFIX): value
         for key, value in metadata.items()
@@ -81,7 +81,10 @@ def sample(n_rows: int, count: int = _SAMPLED) -> list[int]:
 
 
 def _compare(matrix: VocabRows, base: Checkpoint, stored: FileTensor) -> int:
-    """Compare sampled rows of ``matrix`` with the same rows of the checkpoint. Returns the number of compared rows."""
+    """Compare sample rows of ``matrix`` with the checkpoint's tensor ``stored``.
+
+    Returns the number of compared rows.
+    """
     if stored.spec.shape != matrix.shape or stored.spec.dtype not in FLOATS:
         actual = f"{stored.spec.dtype} {stored.spec.shape} in {base.path}"
         raise TensorMismatch(

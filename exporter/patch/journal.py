@@ -38,10 +38,10 @@ Pieces = Sequence[tuple[int, bytes]]
 
 @dataclass(frozen=True)
 class Changes:
-    """The planned changes of a model's files for an in-place patch.
+    """The changes that an in-place patch makes to a model's files.
 
-    pieces: maps each file to a list of (offset, bytes) to overwrite without changing the file's length. contents: maps
-    each small file to its new content, or to None to remove the file.
+    pieces: maps each large file to a list of pairs (offset, new bytes), which do not change the file's length.
+    contents: maps each small file to its new content, or to None if the file is to be removed.
     """
 
     pieces: Mapping[Path, Pieces] = field(default_factory=dict)
@@ -52,8 +52,8 @@ class Changes:
 class _Old:
     """The old bytes of one file, as saved in the journal.
 
-    size: size of the old file in bytes, or None if the file did not exist. whole: whether ``pieces`` contain the whole
-    file.
+    size: size of the old file in bytes, or None if the file did not exist. whole: whether ``pieces`` contains the whole
+    old file instead of only the overwritten bytes.
     """
 
     size: int | None
@@ -62,10 +62,10 @@ class _Old:
 
 
 def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], progress: Progress = silent) -> None:
-    """Apply ``changes`` to the model file or folder ``path``. If ``check`` raises, the old bytes are restored.
+    """Apply ``changes`` to the model file or folder ``path``; restore the old bytes if ``check`` raises an exception.
 
-    Peak memory: the overwritten bytes plus the new bytes. Raises OutputError if another process is patching the model
-    or if a write fails. After an error, the model is unchanged.
+    Peak memory: the size of the overwritten bytes plus the size of the new bytes. Raises OutputError if another process
+    is patching the model or if a write fails. After an error, the model is unchanged.
     """
     with _locked(path):
         if journal_of(path).exists():
@@ -89,10 +89,10 @@ def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], prog
 
 @contextmanager
 def linked(paths: Sequence[Path]) -> Iterator[Path]:
-    """Link the model's files or folder in a temporary folder, and yield the link to the first of ``paths``.
+    """Create symlinks to ``paths`` in a temporary folder, and yield the symlink to the first path.
 
-    The ``check`` of ``patch_in_place`` must read the model through the links, because readers raise an error if a
-    journal exists next to the model.
+    The function ``check`` that is passed to ``patch_in_place`` must read the model through the symlinks, because the
+    functions that read a model raise an error if a journal exists next to the model.
     """
     with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
         links = []
@@ -104,7 +104,7 @@ def linked(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def recover(path: Path) -> bool:
-    """Restore the old bytes if an in-place patch of ``path`` was interrupted. Returns whether bytes were restored.
+    """If an in-place patch of ``path`` was interrupted, restore the old bytes. Returns whether bytes were restored.
 
     Raises UnreadableFile if the journal is corrupt or belongs to a different model. Raises OutputError if another
     process is patching the model.
@@ -134,7 +134,7 @@ def _old(changes: Changes) -> Iterator[tuple[Path, _Old]]:
 
 
 def _write_journal(path: Path, old: Mapping[Path, _Old]) -> None:
-    """Write the journal, which is synced to disk before it gets its final name."""
+    """Write the journal to a temporary name, flush the journal to disk (fsync), and rename the journal."""
     files = [
         [file.relative_to(path.parent).as_posix(), was.size, was.whole, [[at, len(data)] for at, data in was.pieces]]
         for file, was in old.items()
@@ -152,7 +152,10 @@ def _write_journal(path: Path, old: Mapping[Path, _Old]) -> None:
 
 
 def _restore(path: Path) -> None:
-    """Write the old bytes back to the model, then remove the journal. An interrupted call can be repeated."""
+    """Write the old bytes back to the model, then remove the journal.
+
+    If this function is interrupted, calling the function again is safe.
+    """
     for target, old in _read_journal(path).items():
         if old.whole:
             _replace(target, None if old.size is None else old.pieces[0][1])
@@ -162,7 +165,7 @@ def _restore(path: Path) -> None:
 
 
 def _read_journal(path: Path) -> dict[Path, _Old]:
-    """Read the journal. Returns a dict that maps each file to the old bytes of the file.
+    """Read the journal of the model at ``path``. Returns a dict that maps each file to the file's old bytes.
 
     Raises UnreadableFile if the journal's digest is wrong, or if the journal belongs to a different model.
     """
@@ -202,7 +205,7 @@ def _overwrite(path: Path, pieces: Pieces) -> None:
 
 
 def overwrite(fd: int, pieces: Pieces) -> None:
-    """Overwrite the file with all ``pieces`` at the offsets of the pieces. Raises OSError."""
+    """Write each pair (offset, bytes) of ``pieces`` to the file descriptor ``fd``. Raises OSError if a write fails."""
     for offset, data in pieces:
         view = memoryview(data)
         while view:
@@ -213,7 +216,7 @@ def overwrite(fd: int, pieces: Pieces) -> None:
 def _replace(path: Path, content: bytes | None) -> None:
     """Replace the whole content of a file, or remove the file if ``content`` is None.
 
-    An interrupted call can be repeated.
+    If this function is interrupted, calling the function again is safe.
     """
     with writing(path):
         if content is None:

@@ -1,4 +1,4 @@
-"""Plans a patch of an artifact in any format, and runs the plan: write, verify, then rename to the final name."""
+"""Plans a patch of an artifact in any format, and runs the plan: writes, verifies and renames the new artifact."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Checker = Callable[[Path], Iterator[Check]]
 
 @dataclass(frozen=True)
 class PatchPlan(ABC):
-    """The plan of a patch, complete before any byte is written. Each artifact format has its own subclass of PatchPlan.
+    """The plan of a patch, which is complete before any byte is written. Each artifact format has its own subclass.
 
     proof: description of the proof that the base artifact was made from its checkpoint.
     """
@@ -47,17 +47,17 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def paths(self) -> Sequence[Path]:
-        """The path ``out``, followed by the other parts of a split GGUF in order."""
+        """Paths of the files to write: ``out`` and, for a split GGUF, the paths of the other parts in order."""
 
     @property
     @abstractmethod
     def storage(self) -> str:
-        """Storage type of the embedding in the artifact."""
+        """The dtype or quantisation with which the artifact stores the embedding."""
 
     @property
     @abstractmethod
     def targets(self) -> Sequence[Mapping[str, Any]]:
-        """One dict with the keys storage, path and nbytes for each artifact to write."""
+        """One dict with the keys storage, path and nbytes for each file or folder to write."""
 
     @property
     @abstractmethod
@@ -67,7 +67,7 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def vocab(self) -> int:
-        """Number of vocabulary rows after patching."""
+        """Number of rows of the embedding after patching."""
 
     @property
     @abstractmethod
@@ -77,9 +77,9 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def moves_bytes(self) -> bool:
-        """Whether unchanged bytes of the artifact move to new offsets.
+        """Whether the patch moves unchanged bytes of the artifact to new offsets.
 
-        If bytes move, an in-place patch writes a whole new artifact under the old name.
+        If bytes move, ``--in-place`` writes a whole new artifact and then replaces the old artifact.
         """
 
     @property
@@ -98,12 +98,12 @@ class PatchPlan(ABC):
         """Total size of the patched model in bytes."""
 
     def run(self, hooks: Hooks) -> Report | None:
-        """Write a patched copy, or patch in place with a journal, then verify.
+        """Write a patched copy or overwrite bytes in place, then verify the patched model.
 
         Returns the verification report, or None if the verification level is off.
 
-        Raises NotEquivalent, OutputError. After an error, the base is unchanged, and no new file has the final name of
-        an artifact.
+        Raises NotEquivalent if verification fails, and OutputError if a write fails. After an error, the base is
+        unchanged, and no patched copy exists under the path ``out``.
         """
         level = self.spec.level
         # The base is read before the patch, because an in-place patch overwrites the base.
@@ -117,21 +117,21 @@ class PatchPlan(ABC):
 
     @property
     def _staged_as(self) -> Path:
-        """Path used for staging: ``out`` or, for a split GGUF, a path that differs from the paths of all parts."""
+        """Path that names the staging folder: ``out`` or, for a split GGUF, a path that no part of the model has."""
         return self.out
 
     @abstractmethod
     def _checker(self, *, every: bool) -> Checker:
-        """Read reference data from the base, and return a function that compares a patched model with the data.
+        """Read the base artifact before the patch, and return a function that compares a patched model with the base.
 
-        every: whether to compare every byte of each tensor, or only some bytes.
+        every: whether to compare every byte of each tensor instead of only some rows.
         """
 
     @abstractmethod
     def _write(self, draft: Path, progress: Progress) -> None:
-        """Write the patched model to ``draft``.
+        """Write the patched model to the temporary path ``draft``.
 
-        The parts of a split GGUF are written to the folder of ``draft`` under their final names.
+        If the model is a split GGUF, all parts are written to the folder of ``draft`` under their final names.
         """
 
     @abstractmethod
@@ -155,7 +155,7 @@ class PatchPlan(ABC):
 
         The verification report is also written to the folder given by ``--report``.
 
-        Raises NotEquivalent.
+        Raises NotEquivalent if a check fails.
         """
         level, facts = self.spec.level, {"storage": self.storage, "base": self.proof}
         report = Report(artifact=self.paths[0], format=self.format, level=level, checks=list(check(path)), facts=facts)
@@ -171,7 +171,7 @@ class PatchPlan(ABC):
         return report
 
     def _with_run(self, report: Report, path: Path, hooks: Hooks) -> Report:
-        """Run the patched model and the unmerged reference (full verification), and add the results to ``report``."""
+        """Compare the outputs of the patched model with the outputs of the base plus unmerged adapters."""
         from exporter.verify.run import verify  # imported here, because only level full needs a runtime
 
         if not report.passed:
@@ -185,7 +185,7 @@ class PatchPlan(ABC):
         )
 
     def _reference(self) -> Reference:
-        """Open the unmerged reference anew, so that verification does not reuse data that the patch has read."""
+        """Open the base and the adapters again, so that verification does not reuse data that the patch has read."""
         base = self.inputs.base
         assert base is not None, "verification level full requires a base checkpoint"
         return Reference.open(base.path, [adapter.path for adapter in self.adapters])

@@ -1,4 +1,7 @@
-"""Assigns the token rows of adapters to the vocabulary matrices of a base artifact."""
+"""Assigns the token rows of adapters to the embedding and the LM head of a base artifact.
+
+A token row is the trained vector of one token.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class VocabTensors:
 
     head: name of the LM head, or None if the embedding is also used as the LM head. widths: maps each tensor name to
     the tensor's hidden size. repeats: function that returns whether a stored LM head is a second copy of the embedding.
-    ``repeats`` reads rows of the artifact, and is called only if needed.
+    Calling ``repeats`` reads rows of the artifact.
     """
 
     path: Path
@@ -47,9 +50,9 @@ class VocabTensors:
 class RowEdits:
     """The token rows that a patch sets in the vocabulary tensors of a base artifact.
 
-    rows: for each base tensor, maps token ids to final rows with shape (hidden,) in the trained dtype. sources: maps
-    each base tensor to an adapter tensor that sets rows of the base tensor, for error messages. untrained: token ids of
-    rows that were added by resizing the embedding and left unchanged by training.
+    rows: maps the name of each base tensor to a dict from token id to the new row (hidden,) in the trained dtype.
+    sources: maps the name of each base tensor to an adapter tensor with new rows, for error messages. untrained: ids of
+    the tokens whose rows were added by resizing the embedding and left unchanged by training.
     """
 
     rows: Mapping[str, Mapping[int, Array]]
@@ -58,14 +61,14 @@ class RowEdits:
 
     @property
     def highest(self) -> int:
-        """The highest token id."""
+        """The highest token id of any new row."""
         return max(self._token_ids)
 
     @property
     def highest_trained(self) -> int:
         """The highest token id of a trained row, or -1 if no row is trained.
 
-        Every trained row must belong to a token in the vocabulary.
+        Unlike an untrained row, a trained row must belong to a token of the tokenizer.
         """
         return max(self._token_ids - self.untrained, default=-1)
 
@@ -84,10 +87,11 @@ class RowEdits:
             )
 
     def encode(self, name: str, dtype: str, encoder: Callable[[Array], _Encoded]) -> tuple[tuple[int, ...], _Encoded]:
-        """Return (ascending token ids, encoded rows) for the tensor ``name``.
+        """Encode all new rows of the tensor ``name``. Returns (ascending token ids, encoded rows).
 
-        encoder: function that encodes rows (k, hidden) in ``dtype``. Raises TensorMismatch if a value exceeds the range
-        of ``dtype``. If ``encoder`` raises BadInput, the name of the adapter tensor is added to the error.
+        encoder: function that encodes an array (number of rows, hidden size) of values in ``dtype``. Raises
+        TensorMismatch if a value exceeds the range of ``dtype``. If ``encoder`` raises BadInput, the name of the
+        adapter tensor is added to the error message.
         """
         rows, source = self.rows[name], self.sources[name]
         token_ids = tuple(sorted(rows))
@@ -103,9 +107,9 @@ class RowEdits:
 def collect_rows(base: VocabTensors, adapters: Sequence[Adapter]) -> RowEdits:
     """Assign the adapters' token rows to the base's vocabulary tensors.
 
-    Raises NotExpressible if an adapter contains weights other than token rows, or if the adapters' rows for embedding
-    and LM head differ although the base uses a single tensor for both. Raises BadInput if the same token row is set
-    twice. Raises TensorMismatch if the rows do not have the hidden size of the base.
+    Raises NotExpressible if an adapter contains weights other than token rows, or if an adapter's rows for embedding
+    and LM head differ although the base uses a single tensor as embedding and LM head. Raises BadInput if the same
+    token row is set twice. Raises TensorMismatch if the length of a row differs from the hidden size of the base.
     """
     edits: dict[str, dict[int, Array]] = {}
     sources: dict[str, TokenRows] = {}
@@ -128,7 +132,7 @@ def collect_rows(base: VocabTensors, adapters: Sequence[Adapter]) -> RowEdits:
 
 
 def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
-    """Return a dict with the keys "embedding" and "head", whose values are the adapter's token rows for the matrix."""
+    """Return the adapter's token rows as a dict with the key "embedding", the key "head", or both keys."""
     uses: dict[str, TokenRows] = {}
     for edit in adapter.edits:
         if not isinstance(edit, TokenRows):
@@ -147,9 +151,9 @@ def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
 
 
 def _refuse(base: VocabTensors, edit: Edit) -> NoReturn:
-    """Raise NotExpressible for ``edit``, a change by the adapter that does not replace token rows.
+    """Raise NotExpressible, because ``edit`` is a change by the adapter that does not replace token rows.
 
-    If a base checkpoint is given, a whole vocabulary matrix in an adapter was already replaced by only its changed
+    If a base checkpoint is given, ``as_rows`` has already reduced each resized embedding in an adapter to the added
     rows.
     """
     vocabulary = edit.module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS)
@@ -201,11 +205,12 @@ def _add(rows: dict[int, Array], token_rows: TokenRows) -> None:
 def patched_vocab(
     edits: Sequence[RowEdits], n_rows: int, n_tokens: int, *, tokenizer: Path | None, rows_in: object
 ) -> int:
-    """Number of vocabulary rows after patching: ``n_rows``, or more if the edits set additional rows.
+    """Return the number of vocabulary rows after patching: ``n_rows``, or more if the edits set additional rows.
 
-    n_tokens: highest token id of ``tokenizer`` plus one. rows_in: name of the object that contains the vocabulary rows,
-    for error messages. Raises TensorMismatch if neither the base nor the tokenizer contains the token of a trained row.
-    Raises BadInput if the tokenizer has more tokens than the vocabulary has rows.
+    n_rows: number of vocabulary rows before patching. n_tokens: highest token id of ``tokenizer`` plus one. rows_in:
+    the tensor or folder that contains the vocabulary rows, for error messages. Raises TensorMismatch if the token id of
+    a trained row is beyond both the base's rows and the tokenizer's ids. Raises BadInput if the tokenizer contains a
+    token id without a vocabulary row.
     """
     highest = max(edits, key=lambda edit: edit.highest_trained)
     limit = max(n_rows, n_tokens)

@@ -1,4 +1,4 @@
-"""Defines the options and the opened inputs of a patch, which are the same for all artifact formats."""
+"""Defines the options of a patch and the opened inputs of a patch, for all artifact formats."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class PatchSpec:
     """User options of ``ttexport patch``.
 
     base: a .gguf file, or a folder with ONNX models. checkpoint: path or hub id of the checkpoint from which ``base``
-    was made, needed to prove the origin of ``base``, or None for the local base folder named in the adapters' configs.
-    trust_base: whether to patch without proving the origin of ``base``. dtype: f32, f16 or bf16, to which new rows are
-    rounded before encoding, or None for the dtype found in ``base``. level: verification level. The level "off"
-    compares nothing. The level "rows" compares the new rows, the header or graph, and some rows of every tensor. The
-    level "weights" compares every byte that must not differ from the base. The level "full" also runs the patched model
-    and compares the output with ``checkpoint`` plus unmerged adapters, and so needs a checkpoint even with
-    ``trust_base``. quiet: whether to hide progress bars of downloads.
+    was made, or None to use the local base folder named in the adapters' configs. The checkpoint is needed to prove the
+    origin of ``base``. trust_base: whether to patch without proving the origin of ``base``. dtype: dtype to which new
+    rows are rounded before encoding (f32, f16 or bf16), or None for the dtype found in ``base``. level: verification
+    level. The verification level "off" compares nothing. The verification level "rows" compares the new rows, the
+    header or graph, and some rows of every tensor. The verification level "weights" compares every byte that must not
+    differ from the base. The verification level "full" also runs the patched model and compares the output with the
+    output of ``checkpoint`` plus unmerged adapters. Therefore, the verification level "full" needs a checkpoint even
+    with ``trust_base``. quiet: whether to hide progress bars of downloads.
     """
 
     base: Path
@@ -73,9 +74,9 @@ class PatchSpec:
 class Inputs:
     """The opened adapters and base checkpoint of a patch, and their locations.
 
-    base: the base checkpoint, or None if the patch needs no base checkpoint. With a base checkpoint, a whole resized
-    embedding in an adapter is reduced to the rows that resizing added. trusted: whether to patch the base artifact
-    without a proof that the artifact was made from ``base``.
+    base: the base checkpoint, or None if the patch needs no base checkpoint. If a base checkpoint is given, a whole
+    resized embedding in an adapter is reduced to the rows that resizing added. trusted: whether to patch the base
+    artifact without a proof that the artifact was made from ``base``.
     """
 
     adapters: Sequence[Adapter]
@@ -86,9 +87,10 @@ class Inputs:
 
     @classmethod
     def open(cls, spec: PatchSpec) -> Inputs:
-        """Read headers.
+        """Open the adapters and the base checkpoint, and read their headers.
 
-        A whole embedding in an adapter is also read and compared with the base, to find the rows that resizing added.
+        If an adapter contains a whole resized embedding, the function also compares that embedding with the base, which
+        reads the whole embedding, to find the rows that resizing added.
 
         Raises BadInput, NotExpressible, UsageError.
         """
@@ -119,10 +121,10 @@ class Inputs:
         return compare(self.base)
 
     def provenance(self, recorded: Mapping[str, str]) -> dict[str, str]:
-        """Return the provenance to record in the patched artifact. recorded: checked provenance of the base artifact.
+        """Return the provenance to record in the patched artifact. recorded: provenance of the base artifact.
 
-        The digest of the adapters is not recorded if the base artifact was made by a different tool or by an older
-        version of ttexport, because the provenance of such an artifact has no field for the digest.
+        The digest of the adapters is recorded only if the base artifact contains an adapters' digest. Artifacts of
+        other tools and of older ttexport versions contain no adapters' digest.
         """
         provenance = origins_after(recorded, None if self.trusted else self.base_located, self.located)
         if (before := recorded.get(ADAPTERS_DIGEST)) is not None and before != self._digest:
@@ -130,13 +132,13 @@ class Inputs:
         return provenance
 
     def note_on_adapters(self, path: Path, recorded: Mapping[str, str]) -> str:
-        """Return a note for the user about adapters that were already merged into the artifact.
+        """Return a note for the user if adapters were already merged into the artifact, else an empty string.
 
         path: file of the artifact, for error messages.
 
-        Raises BadInput if the artifact already contains adapters other than the given adapters and the base is not
-        trusted, because the patch would not undo rows of the other adapters. Raises BadInput if the recorded adapters'
-        digest is not a SHA-256 digest.
+        Raises BadInput if the artifact already contains rows of other adapters and the base is not trusted, because the
+        rows of the other adapters would remain in the patched artifact. Raises BadInput if the adapters' digest
+        recorded in the artifact is not a SHA-256 digest.
         """
         before = recorded.get(ADAPTERS_DIGEST, NO_ADAPTERS_DIGEST)
         if not _DIGEST.fullmatch(before):
@@ -155,15 +157,15 @@ class Inputs:
 
     @cached_property
     def _digest(self) -> str:
-        """The adapters' digest that an artifact records if exactly the given adapters are merged into the artifact."""
+        """The adapters' digest of an artifact into which exactly the given adapters are merged."""
         return combined_digest(NO_ADAPTERS_DIGEST, self.adapters)
 
 
 def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located | None:
-    """Locate the base checkpoint that ``--base`` names, or else the base checkpoint that the adapters' configs name.
+    """Locate the base checkpoint: the value of ``--base``, or else the base folder that all adapters' configs name.
 
-    Returns None if no checkpoint is needed. Raises BadInput if a base checkpoint is needed and not found, or UsageError
-    at verification level full.
+    Returns None if the base is trusted and ``--base`` is not given. Raises BadInput if no base checkpoint is found, or
+    UsageError if no base checkpoint is found for ``--verify full``.
     """
     if spec.checkpoint is not None:
         return locate(spec.checkpoint, asked_by="--base", content="checkpoint", quiet=spec.quiet)

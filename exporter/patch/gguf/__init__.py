@@ -1,1 +1,1 @@
-"""Writes an adapter's token rows into an existing GGUF file."""
+"""Writes an adapter's trained embedding rows into an existing GGUF file."""

@@ -23,7 +23,7 @@ _NORMS: Final = 64
 
 
 def prove_base(model: GgufModel, base: Checkpoint) -> str:
-    """Prove that the GGUF ``model`` was made from the checkpoint ``base``, using ``evidence.prove_base``.
+    """Prove that the GGUF ``model`` was made from the checkpoint ``base``, by comparing a digest or sample rows.
 
     Returns a description of the proof.
     """
@@ -40,12 +40,12 @@ def prove_base(model: GgufModel, base: Checkpoint) -> str:
 
 
 def base_dtype(model: GgufModel) -> str:
-    """Return the dtype of the base checkpoint, as recorded in the GGUF file or else inferred from unquantised values.
+    """Return the dtype of the base checkpoint: the recorded dtype, or a dtype inferred from unquantised values.
 
     GGUF files store norms and biases in float32, even if the other tensors are quantised. If the base checkpoint has a
-    16-bit dtype, the low bits of these float32 values, which the 16-bit dtype cannot represent, are zero. bfloat16 is
-    tried before float16, because every bfloat16 value in the range of float16 is also a float16 value. Raises the
-    errors of ``vocab_tensors`` if the GGUF file contains no model.
+    16-bit dtype, every stored float32 norm or bias is exactly representable in the 16-bit dtype. The function tests for
+    bfloat16 before float16, because typical bfloat16 values are also exactly representable in float16. Raises
+    UnreadableFile if the GGUF file contains no embedding.
     """
     recorded = model.metadata.get(ROWS_DTYPE_KEY)
     if recorded in FLOATS:
@@ -58,7 +58,7 @@ def base_dtype(model: GgufModel) -> str:
 
 
 def _unquantised(model: GgufModel) -> Array:
-    """Yield values of norms, biases, and rows of an unquantised embedding, in float32."""
+    """Return values of norms and biases, and sample rows of an unquantised embedding, as one float32 array."""
     names = [
         name
         for name, tensor in model.tensors.items()

@@ -1,4 +1,4 @@
-"""Rewrites the header of an existing GGUF file. The bytes of unchanged keys are copied from the old header."""
+"""Rewrites the header of an existing GGUF file; the bytes of unchanged keys are copied from the old header."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from exporter.sources.hub.locate import PREFIX
 
 
 def changed_keys(keys: Sequence[Key], changes: Iterable[Key], order: Sequence[str]) -> list[Key]:
-    """Return a copy of the header keys ``keys``, in which ``changes`` replaces values and adds keys.
+    """Return a copy of the header keys ``keys``, in which each key of ``changes`` replaces an old key or is added.
 
-    A new key is inserted after the last existing key that comes before the new key in ``order``.
+    An added key is inserted directly after all existing keys that precede the added key in ``order``.
     """
     result = list(keys)
     places = {key.name: number for number, key in enumerate(result)}
@@ -33,7 +33,7 @@ def changed_keys(keys: Sequence[Key], changes: Iterable[Key], order: Sequence[st
 
 
 def with_provenance(keys: Sequence[Key], provenance: Mapping[str, str]) -> list[Key]:
-    """Return a copy of ``keys`` with ttexport's provenance keys, in the order that ttexport's GGUF writer uses.
+    """Return a copy of ``keys`` with ttexport's provenance keys, in the order of ttexport's GGUF writer.
 
     The provenance keys are inserted at the position of the file's first ``ttexport.`` key, or at the end of the header
     if the file has no ``ttexport.`` key.
@@ -46,7 +46,7 @@ def with_provenance(keys: Sequence[Key], provenance: Mapping[str, str]) -> list[
 
 
 def with_value(key: Key, value: int) -> Key:
-    """Return a copy of the integer key ``key`` that has a new value and keeps its integer type."""
+    """Return a copy of the integer key ``key`` with the new value ``value`` and with the old integer type."""
     (type_number,) = struct.unpack_from("<I", key.encoded)
     return Key(key.name, struct.pack("<I", type_number) + np.asarray(value, SCALARS[type_number]).tobytes())
 
@@ -61,7 +61,7 @@ def number_array(name: str, item_type: int, values: Sequence[float]) -> Key:
 
 
 def build(file: GgufFile, keys: Sequence[Key], n_rows: Mapping[str, int]) -> tuple[bytes, int]:
-    """Return (header bytes, file size) of the GGUF file with the header keys ``keys``.
+    """Return (header bytes, file size) of ``file`` after a patch that sets the header keys to ``keys``.
 
     n_rows: maps the name of each tensor whose number of rows changes to the new number of rows.
     """

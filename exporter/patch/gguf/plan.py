@@ -29,8 +29,8 @@ _ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 class TensorPatch:
     """New rows for one vocabulary tensor.
 
-    token_ids: ids of the new rows in ascending order. encoded: new rows as (k, bytes per row) uint8. n_rows: number of
-    rows of the tensor after patching.
+    token_ids: ids of the new rows in ascending order. encoded: the encoded new rows as a uint8 array (number of new
+    rows, bytes per row). n_rows: number of rows of the tensor after patching.
     """
 
     tensor: GgufTensor
@@ -59,7 +59,7 @@ class FilePatch:
 
     @property
     def in_place(self) -> bool:
-        """Whether every unchanged byte of the file keeps its offset."""
+        """Whether the patch changes neither the size of the header nor the size of a tensor."""
         fits = self.header is None or len(self.header) == self.file.data_offset
         return fits and not any(tensor.grows for tensor in self.tensors)
 
@@ -97,9 +97,10 @@ class GgufPatch:
 def plan_rows(model: GgufModel, adapters: Sequence[Adapter], dtype: str, provenance: Mapping[str, str]) -> GgufPatch:
     """Plan the patch of a GGUF model, and encode the new rows.
 
-    Only a few rows of the model's tensors are read. dtype: dtype to which new rows are rounded before encoding, because
-    a merge also rounds rows to the base's dtype. provenance: provenance to record in the patched model. May raise the
-    errors of ``vocab_tensors``, ``collect_rows``, ``RowEdits.encode``, ``patch_vocabulary`` and ``encode_rows``.
+    The function reads the header of the model and no tensor data, except for rows that are compared to detect a stored
+    copy of the embedding. dtype: dtype to which new rows are rounded before encoding, so that a patch and a merge give
+    equal rows. provenance: provenance to record in the patched model. Raises UnreadableFile, NotExpressible, BadInput
+    or TensorMismatch if the adapters' rows or tokenizers do not fit the model.
     """
     edits = collect_rows(vocab_tensors(model), adapters)
     keys = raw_keys(model.files[0])
@@ -132,10 +133,11 @@ def _tensor_patch(tensor: GgufTensor, edits: RowEdits, dtype: str, size: int) ->
 def _of_size(
     model: GgufModel, keys: Sequence[Key], patches: Mapping[str, TensorPatch], *, states_bos: bool
 ) -> tuple[list[Key], Sequence[Key]]:
-    """Return (header keys that change with the vocabulary size, old header keys without an outdated add_bos_token).
+    """Return (header keys to change, old header keys to keep) if the vocabulary size changes.
 
-    llama.cpp's converter writes add_bos_token = false only for a vocabulary of ``NO_BOS_VOCAB`` tokens. If the
-    vocabulary size changes, add_bos_token is removed, unless the adapter's tokenizer contains the setting.
+    The key ``general.size_label`` changes with the number of parameters. llama.cpp's converter writes the key
+    add_bos_token with the value false if the vocabulary has exactly ``NO_BOS_VOCAB`` tokens. That key is therefore
+    removed if the vocabulary grows, unless the adapter's tokenizer sets add_bos_token.
     """
     # Imported here, because the modules import the families, and most patches keep the size of the vocabulary.
     from exporter.formats.gguf.metadata import size_class

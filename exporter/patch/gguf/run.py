@@ -1,4 +1,4 @@
-"""Runs the patch of a GGUF model: proves the origin of the base, then writes and verifies the patched model."""
+"""Runs the patch of a GGUF model: proves that the model was made from the base, then writes and verifies the result."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GgufPatchPlan(PatchPlan):
 
     @cached_property
     def paths(self) -> list[Path]:
-        """Paths of all files of the patched model, in the order of the parts of a split GGUF."""
+        """Paths of all files of the patched model; the parts of a split GGUF are in order."""
         if self.spec.in_place:
             return [file.file.path for file in self.patch.files]
         count = len(self.patch.files)
@@ -57,7 +57,7 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def targets(self) -> Sequence[Mapping[str, Any]]:
-        """One table per file."""
+        """One dict with the keys storage, path and nbytes for each file of the patched model."""
         return [
             {"storage": self.storage, "path": str(path), "nbytes": file.nbytes}
             for path, file in zip(self.paths, self.patch.files, strict=True)
@@ -65,7 +65,7 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def row_table(self) -> Sequence[Mapping[str, Any]]:
-        """One table per tensor."""
+        """One dict with the keys tensor, type, token_ids and dtype for each patched tensor."""
         return [
             {
                 "tensor": changed.tensor.name,
@@ -120,7 +120,8 @@ class GgufPatchPlan(PatchPlan):
 def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
     """Plan the patch of a GGUF model from the headers, the adapters and a few rows of the model.
 
-    Raises BadInput, NotExpressible, UsageError.
+    Raises BadInput for an input that does not fit, NotExpressible if the model cannot be patched, and UsageError for
+    options that contradict each other.
     """
     inputs = Inputs.open(spec)
     model = GgufModel.open(spec.base)

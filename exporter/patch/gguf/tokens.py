@@ -1,8 +1,8 @@
 """Plans the vocabulary changes of a GGUF file by comparing the file's vocabulary with an adapter's tokenizer.
 
-A patch adds the texts, types and scores of tokens that only the adapter's tokenizer contains. New tokens first use the
-existing padding rows, and then appended rows. A patch also updates special token ids and chat templates that differ
-from the adapter's tokenizer. A patch does not change BPE merges or the texts of existing tokens.
+A patch adds the texts, types and scores of tokens that only the adapter's tokenizer contains. New tokens are assigned
+to existing padding rows first, and further rows are appended if needed. A patch also updates special token ids and chat
+templates to match the adapter's tokenizer. A patch does not change BPE merges or the texts of existing tokens.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _MODELS: Final = ("gpt2", "llama", "t5")
 class PatchedVocabulary:
     """The vocabulary of a GGUF file after patching.
 
-    size: number of rows of the vocabulary matrices. changes: header keys that change. new_tokens: maps the id of each
-    token that is new to the file to the token's text. states_bos: whether the adapter's tokenizer contains a setting
-    for adding a BOS token.
+    size: number of rows of the embedding. changes: header keys with new values. new_tokens: maps the id of each token
+    that is new to the file to the token's text. states_bos: whether the adapter's tokenizer contains a setting for
+    adding a BOS token.
     """
 
     size: int
@@ -57,8 +57,9 @@ def patch_vocabulary(
     """Plan the vocabulary of a GGUF file after patching. keys: the header keys of the file by name.
 
     Raises TensorMismatch if a trained row belongs to a token that neither the file nor the tokenizer contains. Raises
-    BadInput if the tokenizer contradicts the file, or if an appended row is not set by any adapter. Raises
-    NotExpressible if a tensor or the file does not allow rows to be appended.
+    BadInput if the tokenizer contradicts the file, or if no adapter contains the values of an appended row. Raises
+    NotExpressible if the vocabulary grows and the file has no token list, or has a further tensor with one entry per
+    token.
     """
     files = adapter_files(adapters)
     n_rows = model.tensors[EMBEDDING].shape[0]
@@ -85,7 +86,7 @@ def patch_vocabulary(
 
 
 def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
-    """Check that rows can be appended to every vocabulary matrix, and that the adapters contain all appended rows."""
+    """Check that the adapters contain every row that is appended, for each tensor with one row per token."""
     names = [name for name in (EMBEDDING, HEAD) if name in model.tensors]
     for name in names:
         edits.require_covered(model.path, name, model.tensors[name].shape[0], size)
@@ -102,9 +103,9 @@ def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
 def _token_arrays(
     model: GgufModel, added: Mapping[int, tuple[str, int]], size: int, tokenizer: Path | None
 ) -> tuple[dict[int, str], list[Key]]:
-    """Return (map of the id of each new token to its text, header keys whose arrays change).
+    """Return (map of the id of each new token to its text, new values of the token list, types and scores).
 
-    A changed array keeps its item type.
+    Only arrays that change are returned; a changed array keeps its GGUF item type.
     """
     values = {name: model.metadata.get(name) for name in (TOKENS, TYPES, SCORES)}
     arrays = {name: value for name, value in values.items() if isinstance(value, GgufArray)}
@@ -148,7 +149,7 @@ def _add_tokens(
     """Insert the tokenizer's ``added`` tokens into the vocabulary lists ``texts`` and ``types``.
 
     Returns (map of the id of each new token to its text, whether the type of an existing token changed). count: number
-    of real tokens in the file; all later tokens are padding. Raises BadInput if an added token would replace a
+    of tokens in the file; ids from ``count`` on are padding. Raises BadInput if an added token would replace a
     different token, or if the file already contains the text of an added token under a different id.
     """
     ids = {text: token_id for token_id, text in enumerate(texts[:count])}

@@ -17,7 +17,7 @@ HEAD: Final = "output.weight"
 
 
 def vocab_tensors(model: GgufModel) -> VocabTensors:
-    """Return the names of the embedding and LM head of ``model``.
+    """Return the names and widths of the embedding and LM head of ``model``.
 
     Raises UnreadableFile if the model has no embedding. Raises NotExpressible if a vocabulary tensor is not a matrix.
     """
@@ -35,7 +35,7 @@ def vocab_tensors(model: GgufModel) -> VocabTensors:
 
 
 def _repeats(model: GgufModel) -> bool:
-    """Whether the LM head is a stored copy of the embedding; some converters write such a copy for tied models."""
+    """Whether the stored LM head is a copy of the embedding, which some converters write for tied models."""
     embedding, head = model.tensors[EMBEDDING], model.tensors[HEAD]
     if (embedding.type, embedding.shape) != (head.type, head.shape):
         return False

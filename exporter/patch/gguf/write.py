@@ -1,4 +1,4 @@
-"""Writes a patched copy of a GGUF file from byte ranges of the base file and from new rows.
+"""Writes a patched copy of a GGUF file, made of byte ranges of the base file, a new header, and new rows.
 
 The module also lists the bytes that an in-place patch of a GGUF file overwrites.
 """
@@ -23,9 +23,12 @@ _Segment = ByteRange | Array | bytes
 
 
 def write_patched(patch: FilePatch, path: Path, progress: Progress = silent) -> None:
-    """Write the patched GGUF file to the new path ``path``. Peak memory: the header plus the new rows.
+    """Write the patched GGUF file to the new path ``path``.
 
-    Raises OutputError. Raises UnreadableFile if the base file is truncated. After an error, ``path`` does not exist.
+    Peak memory: the size of the header plus the size of the new rows.
+
+    Raises OutputError if a write fails, and UnreadableFile if the base file is truncated. After an error, ``path`` does
+    not exist.
     """
     with OutputFile(path, progress, nbytes=patch.nbytes) as out:
         for segment in _segments(patch):
@@ -38,7 +41,7 @@ def write_patched(patch: FilePatch, path: Path, progress: Progress = silent) -> 
 
 
 def changes_in_place(patch: GgufPatch) -> Changes:
-    """Return the pieces (offset, bytes) that an in-place patch overwrites; the patch must not move unchanged bytes."""
+    """Return the pairs (offset, new bytes) that an in-place patch writes to each file. Requires ``patch.in_place``."""
     pieces: dict[Path, list[tuple[int, bytes]]] = {}
     for file in patch.files:
         changed = [_difference(raw_header(file.file), file.header)] if file.header is not None else []
@@ -52,14 +55,14 @@ def changes_in_place(patch: GgufPatch) -> Changes:
 
 
 def _difference(old: bytes, new: bytes) -> tuple[int, bytes]:
-    """Return (offset, new bytes) for the range from the first to the last byte that differs in equally long headers."""
+    """Return (offset, new bytes) of the smallest byte range that contains all differences of two headers."""
     differs = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
     start, stop = int(differs[0]), int(differs[-1]) + 1
     return start, new[start:stop]
 
 
 def _segments(patch: FilePatch) -> Iterator[_Segment]:
-    """Yield the segments that make up the patched file, in file order."""
+    """Yield the content of the patched file in order, as byte ranges of the base file and as new bytes."""
     file, at, end = patch.file, 0, patch.file.path.stat().st_size
     if patch.header is not None:
         yield patch.header

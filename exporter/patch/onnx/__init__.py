@@ -1,1 +1,1 @@
-"""Writes an adapter's token rows into an existing folder of ONNX models."""
+"""Writes an adapter's trained embedding rows into an existing folder of ONNX models."""

@@ -1,4 +1,4 @@
-"""Plans the patch of an external data file: the bytes to overwrite, or a new file layout if tensors grow."""
+"""Plans the patch of an ONNX external data file: the bytes to overwrite, or new tensor offsets if tensors grow."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _NamedSegment = tuple[str | None, _Segment]
 class DataPatch:
     """The planned patch of one external data file.
 
-    segments: the segments that make up the whole patched file, in file order, before ``pieces`` are written. pieces:
-    pairs (offset, bytes) that overwrite parts of the segments. offsets: maps the name of each tensor to its offset
-    after patching. moved: whether a tensor grows, so that all later tensors move.
+    segments: byte ranges of the old file and new bytes which, joined in order, form a file of the patched size. pieces:
+    pairs (offset, bytes) to write into that file afterwards. offsets: maps the name of each tensor to its offset after
+    patching. moved: whether a tensor grows, so that the offsets of all later tensors change.
     """
 
     path: Path
@@ -68,7 +68,7 @@ def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, 
 
 
 def _is_ours(order: Sequence[TensorRange], placed: Mapping[str, int], size: int) -> bool:
-    """Whether all tensors have the offsets that ttexport's own ONNX writer would assign."""
+    """Whether the offsets of all tensors are equal to the offsets that ttexport's own ONNX writer would choose."""
     end = 0
     for tensor in order:
         if placed[tensor.name] != aligned(end, tensor.nbytes):
@@ -78,7 +78,7 @@ def _is_ours(order: Sequence[TensorRange], placed: Mapping[str, int], size: int)
 
 
 def _ours(order: Sequence[TensorRange], patches: Mapping[str, InitialiserPatch]) -> Iterator[_NamedSegment]:
-    """Yield the segments of all tensors at the offsets that ttexport's own ONNX writer would assign."""
+    """Yield the content of the patched file, with tensors at the offsets that ttexport's ONNX writer would choose."""
     end = 0
     for tensor in order:
         patch = patches.get(tensor.name)
@@ -96,9 +96,9 @@ def _shifted(
     patches: Mapping[str, InitialiserPatch],
     size: int,
 ) -> Iterator[_NamedSegment]:
-    """Yield the segments of the tensors and of the gaps between tensors, in the order of the old file.
+    """Yield the content of the patched file: all tensors and the bytes between tensors, in the order of the old file.
 
-    Padding after a grown tensor keeps later tensors aligned.
+    Padding bytes after a tensor that grows keep all later tensors aligned.
     """
     at = 0
     for tensor in order:

@@ -1,4 +1,4 @@
-"""Plans which tokenizer files and configs of an ONNX folder a patch changes to match the adapter's tokenizer."""
+"""Plans how a patch changes the tokenizer files and configs of an ONNX folder to match the adapter's tokenizer."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _GENAI_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def merged_files(folder: Path, adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Map the name of each tokenizer file of the patched folder to the path from which the file is copied.
+    """Return a dict that maps the name of each tokenizer file of the patched folder to the path of the file to copy.
 
-    Raises BadInput if the adapters' tokenizers differ.
+    Raises BadInput if the tokenizers of two adapters differ and cannot be combined.
     """
     return merge_auxiliary_files(auxiliary_files(folder), adapters)
 
 
 def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) -> dict[str, bytes | None]:
-    """Map the name of every changed file to the new content, or to None if the file is to be removed.
+    """Return a dict that maps the name of each changed file to its new content, or to None if the file is removed.
 
-    vocab: number of vocabulary rows after patching, or None if the number does not change. Raises UnreadableFile.
+    vocab: number of vocabulary rows after patching, or None if the number does not change. Raises UnreadableFile if a
+    config or tokenizer file is invalid.
     """
     base, merged = auxiliary_files(folder), merged_files(folder, adapters)
     contents: dict[str, bytes | None] = {}
@@ -66,10 +67,12 @@ def _update_config(config: dict[str, Any], vocab: int | None, moved: Mapping[str
 def _update_genai(
     config: dict[str, Any], vocab: int | None, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> bool:
-    """Update vocabulary size and special token ids in genai_config.json. Returns whether ``config`` changed.
+    """Update ``config``, the content of genai_config.json: the vocabulary size and the special token ids.
 
-    before, after: the special token ids that the other configs contain, before and after the patch. If a token's id is
-    equal in ``before`` and ``after``, genai_config.json keeps its own value for that token.
+    Returns whether ``config`` changed.
+
+    before, after: the special token ids in config.json and generation_config.json, before and after the patch. An id in
+    genai_config.json changes only if the id differs between ``before`` and ``after``.
     """
     model = config.get("model")
     if not isinstance(model, dict) or (vocab is None and before == after):

@@ -1,7 +1,6 @@
 """Patches an ONNX model file: updates inline weights, offsets of external data, vocabulary sizes, and provenance.
 
-A model file that does not change is not rewritten.
-Sources: onnx.proto3, and the operator documentation of Reshape and MatMulNBits.
+Sources for the file format: onnx.proto3, and the documentation of the ONNX operators Reshape and MatMulNBits.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ def patched_model(
 
     patches: maps the name of each patched initialiser to its patch. data: maps the name of an initialiser to the patch
     of the external data file that contains the initialiser. Peak memory: a few times the size of the model file. Raises
-    NotExpressible if the model file stores a weight to be patched in a field other than raw_data. Raises NotExpressible
-    if the vocabulary grows and a tensor other than the vocabulary matrices, such as a bias of the head, has an axis of
-    tokens.
+    NotExpressible if the values of a vocabulary matrix are in a protobuf field other than raw_data. Raises
+    NotExpressible if the vocabulary grows and the graph contains a further tensor with one entry per token, such as a
+    bias of the LM head.
     """
     grown = {name: patch for name, patch in patches.items() if patch.grows}
     inside = any(patch.tensor.place is None for patch in patches.values())
@@ -72,7 +71,7 @@ def _patch_tensor(file: OnnxFile, tensor: TensorProto, patch: InitialiserPatch |
 
 
 def _set_provenance(model: ModelProto, provenance: Mapping[str, str]) -> None:
-    """Write ttexport's metadata entries in sorted order after the metadata entries of other tools."""
+    """Replace ttexport's metadata entries, and place them, sorted by key, after the metadata entries of other tools."""
     others = [(prop.key, prop.value) for prop in model.metadata_props if not prop.key.startswith(PREFIX)]
     del model.metadata_props[:]
     for key, value in [*others, *sorted((f"{PREFIX}{name}", value) for name, value in provenance.items())]:
@@ -80,7 +79,7 @@ def _set_provenance(model: ModelProto, provenance: Mapping[str, str]) -> None:
 
 
 class _Growth:
-    """Changes the vocabulary size in the shapes and constants on all graph paths from the LM head to the logits."""
+    """Changes the vocabulary size in all shapes and constants of the graph between the LM head and the logits."""
 
     def __init__(self, file: OnnxFile, graph: GraphProto, grown: Mapping[str, InitialiserPatch]) -> None:
         patch = next(iter(grown.values()))
@@ -131,7 +130,7 @@ class _Growth:
                 self._require_free(name)
 
     def _require_free(self, name: str) -> None:
-        """Raise NotExpressible for a bias or scale with one value per token, which no adapter contains."""
+        """Raise NotExpressible if the tensor ``name`` has one entry per token: no adapter contains the new entries."""
         if self.old in self.tensors[name].dims:
             raise NotExpressible(
                 f"{self.file.path}: {name}",
@@ -141,7 +140,7 @@ class _Growth:
             )
 
     def _reshape(self, node: NodeProto) -> None:
-        """Change the vocabulary size in the shape input of a Reshape, which is a constant or a Concat of constants."""
+        """Change the vocabulary size in the shape input of a Reshape node (a constant or a Concat of constants)."""
         waiting: list[tuple[NodeProto, int]] = [(node, len(node.input) - 1)]
         while waiting:
             user, place = waiting.pop()
@@ -157,9 +156,9 @@ class _Growth:
                 waiting += [(producer, number) for number in range(len(producer.input))]
 
     def _constant(self, name: str) -> str:
-        """Change the vocabulary size in the constant ``name``. Returns the constant's name, which may be new.
+        """Change the vocabulary size in the constant ``name``. Returns the name of the changed constant.
 
-        If other nodes also use the constant, a changed copy is added under a new name.
+        If several nodes use the constant, the function adds a changed copy under a new name.
         """
         tensor = self.tensors[name]
         numbers = numpy_helper.to_array(tensor) if tensor.data_location != TensorProto.EXTERNAL else np.zeros(0)
@@ -197,12 +196,12 @@ class _Growth:
 
 
 def _named(numbers: Array) -> str:
-    """Return the name that ttexport's graph builder would give to a constant with the values ``numbers``."""
+    """Return the name that ttexport's ONNX writer would choose for a constant with the values ``numbers``."""
     return "vector_" + "_".join(map(str, numbers.reshape(-1).tolist())).replace("-", "minus")
 
 
 def _uses(graph: GraphProto, name: str) -> int:
-    """Number of node inputs that refer to the value ``name``, including nodes of subgraphs."""
+    """Number of node inputs, in the graph and its subgraphs, that refer to the value ``name``."""
     return sum(list(node.input).count(name) for node in _nodes(graph))
 
 

@@ -1,4 +1,4 @@
-"""Computes the new bytes of an initialiser of a vocabulary matrix: only the overwritten pieces, or the whole tensor."""
+"""Computes the new bytes of an ONNX initialiser that stores a vocabulary matrix."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from exporter.tensors import Array, ByteRange
 
 @dataclass(frozen=True)
 class InitialiserPatch:
-    """The new bytes of the tokens ``token_ids`` in one initialiser that stores a vocabulary matrix.
+    """New bytes for some tokens in one ONNX initialiser that stores a vocabulary matrix or a part of the matrix.
 
-    token_ids: token ids in ascending order. data: new bytes as (k, bytes per token) uint8. token_axis: axis of the
-    tensor that counts tokens. n_tokens: number of tokens before patching. vocab: number of tokens after patching.
+    token_ids: ids of the changed and added tokens in ascending order. data: the new bytes as a uint8 array
+    (len(token_ids), bytes per token). token_axis: axis of the tensor that has one entry per token. n_tokens: number of
+    tokens before patching. vocab: number of tokens after patching.
     """
 
     tensor: TensorRange
@@ -46,7 +47,7 @@ class InitialiserPatch:
     def shape(self) -> tuple[int, ...]:
         """The shape after patching.
 
-        The length of the token axis may be a multiple of the number of tokens, for example in flattened scales.
+        In a flattened tensor, such as the scales of a quantised matrix, the token axis has several entries per token.
         """
         return tuple(
             length // self.n_tokens * self.vocab if axis == self.token_axis else length
@@ -54,7 +55,7 @@ class InitialiserPatch:
         )
 
     def pieces(self, offset_bytes: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (offset, new bytes) for every existing token that changes. The tensor begins at ``offset_bytes``."""
+        """Yield (offset in the file, new bytes) for every existing token that changes."""
         known = [
             (token_id, row) for token_id, row in zip(self.token_ids, self.data, strict=True) if self._is_old(token_id)
         ]
@@ -68,7 +69,7 @@ class InitialiserPatch:
                 yield start + token_id * item, row[line * item : (line + 1) * item].tobytes()
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Yield all segments of a tensor with appended tokens; ``pieces`` then overwrites existing tokens."""
+        """Yield the content of a tensor that grows: the old bytes, with the bytes of added tokens appended."""
         place = self.tensor.place
         assert place is not None, "a tensor inside the model file must be patched with patched_bytes"
         new = self._new

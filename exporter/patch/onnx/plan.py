@@ -32,7 +32,7 @@ Provenance = Callable[[Mapping[str, str]], Mapping[str, str]]
 class VocabModel:
     """An ONNX model of the folder and the model's vocabulary matrices.
 
-    In a tied model, ``head`` equals ``embedding``.
+    If the model stores a single matrix for embedding and LM head, ``head`` equals ``embedding``.
     """
 
     file: OnnxFile
@@ -56,10 +56,10 @@ class VocabModel:
 class OnnxPatch:
     """The planned patch of a folder of ONNX models.
 
-    rows: for each model file, maps the name of each matrix to the ids of the tokens whose rows change. data: maps each
-    external data file that changes to its patch. contents: maps the relative path of each small file that changes to
-    its new content, or to None to remove the file. new_tokens: maps the id of each token that is new to the folder's
-    tokenizer to the token's text.
+    rows: maps each model file to a dict that maps the name of each vocabulary matrix to the ids of the tokens whose
+    rows change. data: maps the path of each external data file that changes to the planned patch of the file. contents:
+    maps the relative path of each small file that changes to its new content, or to None if the file is removed.
+    new_tokens: maps the id of each token that is new to the folder's tokenizer to the token's text.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ class OnnxPatch:
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether the patch rewrites unchanged weights, at a new offset or within a rewritten model file."""
+        """Whether tensors move to new offsets, or a model file that contains a vocabulary matrix is rewritten."""
         tensors = (tensor for model in self.models for matrix in model.matrices.values() for tensor in matrix.tensors)
         return any(data.moved for data in self.data.values()) or any(tensor.place is None for tensor in tensors)
 
@@ -98,8 +98,8 @@ class OnnxPatch:
 def open_models(folder: Path) -> list[VocabModel]:
     """Return all ONNX models of the folder.
 
-    Raises NotExpressible if a model is an encoder-decoder. Raises NotExpressible if one of the models is not
-    recognised, because that model would stay unpatched and no longer match the other models of the folder.
+    Raises NotExpressible if a model is an encoder-decoder, or if the vocabulary matrices of a model are not found. Such
+    a model would stay unpatched and no longer match the other models of the folder.
     """
     refuse_interrupted(folder)
     paths = sorted((path for path in walk(folder) if path.suffix == ".onnx"), key=lambda path: (len(path.stem), path))
@@ -123,7 +123,7 @@ def open_models(folder: Path) -> list[VocabModel]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Return all files below ``folder``, except files in hidden folders, which often are caches. Raises BadInput."""
+    """Yield all files below ``folder``, except files in hidden folders. Raises BadInput for a symlink to a folder."""
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
@@ -137,9 +137,9 @@ def plan_rows(
 ) -> OnnxPatch:
     """Plan the patch of a folder of ONNX models, and encode the new rows.
 
-    Peak memory: one graph, plus the weights stored inside model files.
+    Peak memory: one ONNX graph, plus all weights that are stored inside model files.
 
-    Raises NotExpressible, BadInput, TensorMismatch.
+    Raises NotExpressible, BadInput or TensorMismatch if the adapters' rows or tokenizers do not fit the models.
     """
     path = folder / "config.json"
     config = read_object(path) if path.is_file() else {}
@@ -177,7 +177,7 @@ def _model_file(
 
 
 def _n_rows(models: Sequence[VocabModel]) -> int:
-    """Return the common number of rows of all vocabulary matrices.
+    """Return the number of rows of the vocabulary matrices, which must be equal in all models.
 
     Raises NotExpressible if the vocabulary matrices have different numbers of rows.
     """
@@ -206,7 +206,7 @@ def _plan_data(
 ) -> dict[Path, DataPatch]:
     """Plan the patches of external data files.
 
-    An external data file may be shared by two models only if none of the tensors in the file moves.
+    Raises NotExpressible if two models share an external data file and the patch changes tensor offsets in the file.
     """
     plans: dict[Path, DataPatch] = {}
     for model, initialisers in zip(models, patches, strict=True):

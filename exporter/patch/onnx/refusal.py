@@ -6,8 +6,8 @@ from exporter.errors import NotExpressible
 
 
 def refusal(where: object, reason: str) -> NotExpressible:
-    """The error to raise.
+    """Return the error to raise for the folder, file or tensor ``where``.
 
-    The error message suggests ``ttexport merge`` instead of a patch, to write a new ONNX folder.
+    The error message suggests that the user write a new ONNX folder with ``ttexport merge`` instead.
     """
     return NotExpressible(str(where), reason, instead="use ttexport merge ADAPTER --to onnx to write a new ONNX folder")

@@ -1,4 +1,4 @@
-"""Runs the patch of an ONNX folder: proves the origin of the base, then writes and verifies the patched folder."""
+"""Runs the patch of an ONNX folder: proves that the models were made from the base, writes the result, and verifies."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class OnnxPatchPlan(PatchPlan):
 
     @property
     def row_table(self) -> Sequence[Mapping[str, Any]]:
-        """One dict about the replaced rows for each vocabulary matrix of each model.
+        """One dict with the keys tensor, type, token_ids and dtype for each vocabulary matrix of each model.
 
-        In every dict, ``dtype`` is None, because rows are encoded directly from the trained values.
+        The value of ``dtype`` is always None, because rows are encoded directly from the trained values.
         """
         return [
             {
@@ -99,9 +99,10 @@ class OnnxPatchPlan(PatchPlan):
 
 
 def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:
-    """Plan the patch of an ONNX folder from the graphs, the adapters and a few rows of the models.
+    """Plan the patch of an ONNX folder; the function reads the graphs, the adapters and some matrix rows of the models.
 
-    Raises BadInput, NotExpressible, UsageError.
+    Raises BadInput for an input that does not fit, NotExpressible if the models cannot be patched, and UsageError for
+    options that contradict each other.
     """
     if not spec.base.is_dir():
         raise UsageError(f"patch: expected a folder with all ONNX models and tokenizer files, found {spec.base}")
@@ -130,7 +131,7 @@ def _prove(model: VocabModel, base: Checkpoint) -> str:
 def _require_no_links(folder: Path) -> None:
     """Raise BadInput if the folder contains a symbolic link.
 
-    Symbolic links are an error, because patching through a link may change a shared file in the hub cache.
+    Patching through a symbolic link could change a file in the Hugging Face cache that other programs also use.
     """
     if (link := next((path for path in walk(folder) if path.is_symlink()), None)) is not None:
         raise BadInput(

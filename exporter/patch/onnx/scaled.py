@@ -1,4 +1,4 @@
-"""Encodes rows of a matrix that is quantised with a single scale, as by ONNX Runtime's dynamic quantisation.
+"""Encodes rows of a matrix with one quantisation scale, such as ONNX Runtime's dynamic quantisation creates.
 
 Source: the ONNX operator documentation of DequantizeLinear.
 """
@@ -23,7 +23,7 @@ _INTEGERS: Final = ("U8", "I8")
 class Scaled:
     """Quantisation with one scale per matrix: value = (integer - zero point) * scale.
 
-    low, high: range of the integers that new rows may use.
+    low, high: smallest and largest integer in the stored matrix; the integers of new rows must be in this range.
     """
 
     where: str
@@ -37,8 +37,8 @@ class Scaled:
     def of(cls, file: OnnxFile, name: str) -> Scaled | None:
         """Return the quantisation of the matrix ``name`` in ``file``, or None for a matrix without a scale.
 
-        The matrix is read in blocks. Raises NotExpressible if the matrix has a scale per token or per column, or is not
-        quantised to 8 bits.
+        The function reads the whole matrix in blocks, to find the smallest and the largest integer. Raises
+        NotExpressible if the matrix has a scale per token or per column, or is not quantised to 8 bits.
         """
         form, where = file.scaled.get(name), f"{file.path}: {name}"
         if form is None:
@@ -58,9 +58,9 @@ class Scaled:
         return cls(where, dtype, factor, int(zeros[0]) if zeros else 0, low, high)
 
     def encode(self, rows: Array) -> Array:
-        """Quantise ``rows`` (k, hidden) to integers.
+        """Quantise ``rows``, an array (number of rows, hidden size), to integers.
 
-        Raises NotExpressible if a value is outside the range that the matrix's scale and zero point can represent.
+        Raises NotExpressible if a quantised value is outside the range from ``low`` to ``high``.
         """
         exact = np.rint(cast(rows, "F32") / np.float32(self.scale)) + self.zero_point
         outside = (exact < self.low) | (exact > self.high)

@@ -1,6 +1,6 @@
-"""Determines the vocabulary size of a patched ONNX folder, and which tokens are new.
+"""Determines the vocabulary size of a patched ONNX folder, and finds the tokens that the patch adds.
 
-Raises an error if the tokenizer, the new rows and the vocabulary matrices are inconsistent.
+Raises an error if the ids in the tokenizer or in the adapters' rows do not fit the vocabulary matrices.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _TOKENIZER = "tokenizer.json"
 
 
 def vocab_size(folder: Path, edits: Sequence[RowEdits], n_rows: int, files: Mapping[str, Path]) -> int:
-    """Return the vocabulary size after patching. Raises the errors of ``patched_vocab``.
+    """Return the vocabulary size after patching. Raises TensorMismatch or BadInput if a token id is too large.
 
-    n_rows: number of vocabulary rows before patching. files: maps the names of the patched folder's tokenizer files to
-    paths.
+    n_rows: number of vocabulary rows before patching. files: maps the name of each tokenizer file of the patched folder
+    to the path of the file to copy.
     """
     tokenizer = files.get(_TOKENIZER)
     n_tokens = max(token_ids(tokenizer), default=-1) + 1 if tokenizer else 0
@@ -27,9 +27,9 @@ def vocab_size(folder: Path, edits: Sequence[RowEdits], n_rows: int, files: Mapp
 
 
 def new_tokens(folder: Path, files: Mapping[str, Path], n_rows: int, vocab: int) -> dict[int, str]:
-    """Map the id of each token that is new to the folder's tokenizer to the token's text.
+    """Return a dict that maps the id of each token that is new to the folder's tokenizer to the token's text.
 
-    If the folder has no tokenizer, every token with an id of at least ``n_rows`` counts as new.
+    If the folder contains no tokenizer, all tokens with ids from ``n_rows`` on count as new.
     """
     after, before = files.get(_TOKENIZER), auxiliary_files(folder).get(_TOKENIZER)
     if after is None or after == before:

@@ -1,8 +1,7 @@
 """Reads and encodes token rows in the storage formats that ONNX exporters use for vocabulary matrices.
 
-A vocabulary matrix is stored with one row per token (V, H), with one column per token (H, V), or as block-quantised
-codes with scales and zero points. In a block-quantised matrix, codes, scales and zero points each have one row per
-token.
+A vocabulary matrix is stored with one row per token, with one column per token, or as block-quantised codes with scales
+and zero points. The tensors of codes, scales and zero points each have one row per token.
 """
 
 from __future__ import annotations
@@ -32,8 +31,9 @@ _SAME_WITHIN_NORMS: Final = 0.5
 class VocabMatrix:
     """The vocabulary matrix ``name`` of the ONNX model ``file``.
 
-    blocks, scaled: block quantisation or single-scale quantisation of the matrix. ``blocks`` and ``scaled`` are both
-    None for a float matrix. tensors: initialisers that store the matrix.
+    blocks: the block quantisation of the matrix, or None if the matrix is not block-quantised. scaled: the quantisation
+    with a single scale, or None if the matrix has no single scale. tensors: the initialisers that store the matrix: the
+    values or codes, then any scales and zero points.
     """
 
     file: OnnxFile
@@ -44,9 +44,9 @@ class VocabMatrix:
 
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> VocabMatrix:
-        """Open the vocabulary matrix ``name`` of ``file``.
+        """Return the vocabulary matrix ``name`` of the ONNX model ``file``.
 
-        Raises NotExpressible if the storage format is not supported.
+        Raises NotExpressible if ttexport cannot encode rows in the storage format of the matrix.
         """
         matrix = cls(file, name, _blocks_of(file, name), Scaled.of(file, name), file.stored_tensors(name))
         matrix._check()
@@ -59,12 +59,12 @@ class VocabMatrix:
 
     @property
     def token_axis(self) -> int:
-        """For each tensor in ``tensors``, the axis that has one entry per token."""
+        """The axis that has one entry per token, in every tensor of ``tensors``."""
         return self.file.token_axis[self.name]
 
     @property
     def hidden(self) -> int:
-        """Number of values that the matrix has for each token: the hidden size."""
+        """The hidden size, which is the number of values that the matrix contains per token."""
         main = self.tensors[0]
         if self.blocks:
             return main.nbytes * 8 // self.blocks.bits // self.n_tokens
@@ -72,7 +72,7 @@ class VocabMatrix:
 
     @property
     def storage(self) -> str:
-        """Description of the storage format: a dtype, or bits, block size and dtype of the scales."""
+        """Description of the storage format, such as ``BF16`` or ``int4 x 32, scales F16``."""
         if self.scaled:
             return f"{self.scaled.dtype} with one scale"
         if self.blocks is None:
@@ -82,7 +82,7 @@ class VocabMatrix:
 
     @property
     def rows(self) -> VocabRows:
-        """Return an object that reads single matrix rows, for comparing the matrix with a checkpoint."""
+        """Return an object that reads single rows of the matrix, to compare the rows with a checkpoint."""
 
         def encode(row: Array) -> Array:
             return np.concatenate(self.encode(row), axis=1)
@@ -92,11 +92,11 @@ class VocabMatrix:
 
     @property
     def rounding(self) -> str:
-        """The dtype to which rows are rounded before ``encode``, which is float32 for a quantised matrix."""
+        """The dtype of the rows passed to ``encode``: float32 for a quantised matrix, else the dtype of the matrix."""
         return "F32" if self.blocks or self.scaled else self.tensors[0].dtype
 
     def encode(self, rows: Array) -> list[Array]:
-        """Encode ``rows`` (k, hidden) to the bytes to store: an array (k, bytes) uint8 for each of ``tensors``.
+        """Encode ``rows``, and return a uint8 array (len(rows), bytes per row) for each tensor of ``tensors``.
 
         Raises BadInput or NotExpressible if the storage format cannot represent a value of ``rows``.
         """
@@ -111,11 +111,11 @@ class VocabMatrix:
         return [_as_bytes(array) for array in encoded]
 
     def read(self, token_id: int) -> Array:
-        """Return the stored bytes of one token in all ``tensors``, concatenated to (1, bytes) uint8."""
+        """Return the bytes that all ``tensors`` store for one token, concatenated to a uint8 array (1, bytes)."""
         return self.file.token_bytes(self.name, token_id, token_id + 1)
 
     def values(self, token_id: int) -> Array:
-        """Return the matrix values of one token as (hidden,) float32."""
+        """Return the matrix values of one token as a float32 array (hidden size,)."""
         raw = self.read(token_id)[0]
         if self.scaled:
             return self.scaled.decode(raw.view(DTYPES[self.tensors[0].dtype]))
@@ -163,11 +163,11 @@ class VocabMatrix:
 def repeats(embedding: VocabMatrix, head: VocabMatrix, *, tied: object) -> bool:
     """Whether the stored LM head is a second copy of the embedding.
 
-    Many ONNX exporters store the matrix of a tied model twice.
+    For a model that ties embedding and LM head, many ONNX exporters store the matrix twice.
 
-    tied: value of ``tie_word_embeddings`` in config.json. If ``tied`` is False, the LM head does not count as a copy.
-    If ``tied`` is not False, the values of embedding and LM head are compared with a tolerance, because two copies may
-    be rounded differently.
+    tied: value of ``tie_word_embeddings`` in config.json. If ``tied`` is False, the function returns False without
+    comparing values. If ``tied`` is True or missing, sample rows of embedding and LM head are compared with a
+    tolerance, because the two copies may be quantised differently.
     """
     if tied is False or (embedding.n_tokens, embedding.hidden) != (head.n_tokens, head.hidden):
         return False

@@ -1,4 +1,4 @@
-"""Writes a patched copy of an ONNX folder, made of byte ranges of the old files, new bytes, and new small files."""
+"""Writes a patched copy of an ONNX folder from byte ranges of the old files, new bytes, and new small files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from exporter.tensors import ByteRange
 
 
 def write_patched(patch: OnnxPatch, out: Path, progress: Progress = silent) -> None:
-    """Write the patched folder to the new path ``out``. Peak memory: the new rows plus the small files.
+    """Write the patched folder to the new path ``out``.
 
-    Files that are hard links of each other in the base are hard links in ``out``, too. Raises OutputError. Raises
-    UnreadableFile if a file of the base is truncated.
+    Peak memory: the size of the new rows plus the size of the small files.
+
+    If two unchanged files of the base are hard links to one file, the copies in ``out`` are also hard links to one
+    file. Raises OutputError if a write fails, and UnreadableFile if a file of the base is truncated.
     """
     written: dict[tuple[int, int], Path] = {}
     for name in patch.names:
@@ -39,9 +41,9 @@ def write_patched(patch: OnnxPatch, out: Path, progress: Progress = silent) -> N
 
 
 def changes_in_place(patch: OnnxPatch) -> Changes:
-    """Return the changes that an in-place patch makes to the files, provided that no weights move.
+    """Return the changes that an in-place patch makes to the files. Requires that ``patch.moves_bytes`` is False.
 
-    A file with several hard links is listed once.
+    If several paths are hard links to one data file, the changes contain only one of the paths.
     """
     inodes = {(status.st_dev, status.st_ino): path for path in patch.data for status in [path.stat()]}
     pieces = {path: patch.data[path].pieces for path in inodes.values()}
