@@ -1,4 +1,4 @@
-"""Define the options, measurements and results tables shared by all benchmarks of whole programs."""
+"""Define the command-line options, measurements and results tables of the benchmarks that run whole commands."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ T = TypeVar("T")
 
 
 def case_parser(description: str | None, cases: Sequence[str]) -> argparse.ArgumentParser:
-    """Return an argument parser with the options that all benchmarks with cases share."""
+    """Return an argument parser with the options of every benchmark that has cases."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--case", choices=cases, action="append", help="case to run; repeatable; default: all cases")
+    parser.add_argument(
+        "--case", choices=cases, action="append", help="benchmark case to run; repeatable; default: all cases"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="number of measured runs of each variant")
     parser.add_argument("--warm-up", type=int, default=1, help="number of unmeasured runs before the measured runs")
     parser.add_argument("--folder", type=Path, help="folder for large files; default: the system's temporary folder")
@@ -29,7 +31,7 @@ def case_parser(description: str | None, cases: Sequence[str]) -> argparse.Argum
 def apart(build: Callable[..., T], *arguments: Any) -> T:
     """Call ``build`` in a separate process, so that building large inputs does not raise the measured peak memory.
 
-    The measured peak memory of a child process starts at the peak memory of the parent process.
+    Linux counts the peak memory of a parent process as part of the peak memory of its children.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
         return builder.submit(build, *arguments).result()
@@ -38,9 +40,9 @@ def apart(build: Callable[..., T], *arguments: Any) -> T:
 def measure_case(
     name: str, programs: Mapping[str, Program], options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, Measured]]:
-    """Run the programs of a benchmark case in turns.
+    """Run the programs of a benchmark case alternately.
 
-    Return the entry of the case for the results table, and the measurements from which ratios are computed.
+    Return the case's entry for the JSON results, and the measurements of each program.
     """
     before = machine()["load_1_5_15_min"]
     measured = whole_programs(programs, warm_up=options.warm_up, rounds=options.rounds)
@@ -65,7 +67,7 @@ def figures(measured: Measured) -> dict[str, Any]:
 
 
 def loads(cases: Sequence[Mapping[str, Any]]) -> str:
-    """Return a note that lists the machine's load before and after each case."""
+    """Return a line that lists the machine's load average before and after each benchmark case."""
     pairs = ", ".join(f"{case['load_before'][0]} → {case['load_after'][0]}" for case in cases)
     return f"load average (1 min) before → after each case: {pairs}"
 
@@ -73,9 +75,10 @@ def loads(cases: Sequence[Mapping[str, Any]]) -> str:
 def show_cases(
     title: str, cases: list[dict[str, Any]], bars: Mapping[str, Mapping[str, float]], *, at_least: Collection[str]
 ) -> None:
-    """Print the table of the cases, and add ``bars_met`` to each case.
+    """Print the results of the cases as a table, and record in ``bars_met`` which limits each case meets.
 
-    The bar of a figure is a lower limit if ``at_least`` lists the figure, and an upper limit otherwise.
+    bars: the limit (bar) of each measured figure; a bar is a minimum for figures in ``at_least``, and otherwise a
+    maximum.
     """
     columns = ["case", "variant", "s, median", "s, least", "CPU s", "peak MB", "time / ours"]
     rows, verdicts = [], []

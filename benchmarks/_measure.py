@@ -1,8 +1,8 @@
-"""Measure processes in turns and compare them round by round, because the load of the shared machine varies.
+"""Measure several processes alternately, so that a varying load of the machine affects all of them equally.
 
-Each variant runs in a separate worker process, so that peak memory is measured for each variant separately. Workers
-take turns after each step, so a temporary load on the machine affects all workers. Ratios of times are computed within
-a round, and the median of the ratios is reported.
+Each variant runs in a separate worker process, so that peak memory is measured for each variant separately. In each
+round, every worker runs one step. A ratio of times is computed from two times of the same round, and the median over
+the rounds is reported.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Measured:
     def add(self, other: Measured) -> None:
         """Add the measurements of a later process of the same variant.
 
-        Facts reported by the later process replace facts that earlier processes reported.
+        A fact that the later process reports replaces the fact of the same name that an earlier process reported.
         """
         self.seconds += other.seconds
         self.cpu_seconds += other.cpu_seconds
@@ -58,9 +58,9 @@ class Measured:
 
 
 class Worker:
-    """A worker process that runs one step for each line on stdin.
+    """A worker process that runs one benchmark step for each line on stdin.
 
-    The worker answers each line on stdin with a line of JSON.
+    After each step, the worker prints the measurements as a line of JSON.
     """
 
     def __init__(self, name: str, arguments: Sequence[str]) -> None:
@@ -95,10 +95,10 @@ class Worker:
 
 
 def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: int) -> dict[str, Measured]:
-    """Run the workers in turns and return the measurements.
+    """Run one step of each worker per round, and return the measurements.
 
     workers: maps the name of each worker to command-line arguments for the Python interpreter. The order of the workers
-    rotates by one position each round, so that no worker always runs after the same other worker.
+    rotates by one position in each round, so that the first worker is a different worker in each round.
     """
     running: dict[str, Worker] = {}
     measured = {name: Measured() for name in workers}
@@ -125,7 +125,7 @@ def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: in
 
 
 def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
-    """Run a worker: print ``facts``, then run and time ``step`` for each line on stdin."""
+    """Act as a worker process: print ``facts``, then run and time ``step`` once for each line on stdin."""
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
         cpu, wall = time.process_time(), time.perf_counter()
@@ -136,10 +136,10 @@ def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
 
 @dataclass(frozen=True)
 class Program:
-    """A command line to measure, as a user would type the command line.
+    """A command to measure, with the arguments that a user would type.
 
-    The output ``out`` of the command, if any, is removed after every run. slow: run the command only in the first
-    measured round.
+    out: the output of the command, which is removed after every run, or None. slow: whether to run the command only in
+    the first measured round.
     """
 
     arguments: Sequence[str]
@@ -150,12 +150,12 @@ class Program:
 def whole_programs(
     programs: Mapping[str, Program], *, warm_up: int, rounds: int, tree: bool = False
 ) -> dict[str, Measured]:
-    """Run programs from start to end in turns, and return the measurements. programs: maps names to programs.
+    """Run each program once per round from start to end, and return the measurements. programs: maps names to programs.
 
-    tree: measure the peak memory of all processes of a program together, instead of the largest process. Before each
-    run, the file systems are synced, so that no program has to wait until another program's data is written. The order
-    of the programs is drawn at random in each round, because the cost of reusing freed memory depends on the program
-    that freed the memory.
+    tree: whether to measure the peak memory of all processes of a program together, or only the peak of the largest
+    process. Before each run, the file systems are synced, so that no program has to wait until another program's data
+    is written. The order of the programs is drawn at random in each round, because the cost of reusing freed memory
+    depends on the program that freed the memory.
     """
     measured = {name: Measured() for name in programs}
     names = list(programs)
@@ -171,15 +171,18 @@ def whole_programs(
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment variables for whole programs.
+    """Return the environment variables for the measured programs.
 
-    All programs may cache Python bytecode, as installed packages do.
+    ``PYTHONDONTWRITEBYTECODE`` is removed, so that Python caches bytecode as in a user's installation.
     """
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _run(name: str, program: Program, *, tree: bool) -> tuple[float, float, int]:
-    """Return (seconds, CPU seconds including the CPU time of child processes, peak memory in bytes)."""
+    """Run a program and return (seconds, CPU seconds, peak memory in bytes).
+
+    The CPU seconds include the CPU time of child processes.
+    """
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
         process = subprocess.Popen(program.arguments, stdout=output, stderr=output, env=_environment())
@@ -198,9 +201,9 @@ def _run(name: str, program: Program, *, tree: bool) -> tuple[float, float, int]
 
 
 def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
-    """Return the median of the ratios ``mine`` / ``other`` over the rounds that both sequences contain.
+    """Return the median over the rounds of the ratio ``mine`` / ``other``.
 
-    If one sequence is longer, its last rounds are ignored.
+    Rounds that only one of the two sequences contains are ignored.
     """
     return median(a / b for a, b in zip(mine, other, strict=False))
 
@@ -216,9 +219,9 @@ def machine() -> dict[str, Any]:
 
 
 def verdict(name: str, value: float, bar: float, *, at_least: bool = False) -> tuple[bool, str]:
-    """Return whether ``value`` meets ``bar``, and a line with both numbers.
+    """Return whether ``value`` meets the limit ``bar``, and a line of text with ``value`` and ``bar``.
 
-    at_least: whether ``bar`` is a minimum and not a maximum.
+    at_least: whether ``bar`` is a minimum; otherwise, ``bar`` is a maximum.
     """
     met = value >= bar if at_least else value <= bar
     return met, f"{name} {value:.4g}, bar {bar:g}: {'met' if met else 'MISSED'}"

@@ -1,7 +1,7 @@
 """Write large llama checkpoints and adapters with random bfloat16 values for benchmarks, without using torch.
 
-Other programs can read the checkpoints like any checkpoint of llama. The time of a merge does not depend on the values
-of the tensors.
+Transformers and PEFT can load the checkpoints. Random values suffice, because the time of a merge does not depend on
+the values of the tensors.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ _LAYER_BYTES = 2 * sum(out * into for out, into in LINEARS.values())
 
 
 def layers_for(gigabytes: float) -> int:
-    """Return the number of layers, at least 1, with which a tied model has about ``gigabytes`` * 10^9 bytes."""
+    """Return the number of layers, at least 1, with which a tied model's weights have about ``gigabytes`` GB."""
     return max(1, round((gigabytes * 1e9 - _EMBED_BYTES) / _LAYER_BYTES))
 
 
 def checkpoint(folder: Path, layers: int) -> Path:
-    """Write a tied llama in shards of at most 1 GB, named as by ``save_pretrained``, and return the folder."""
+    """Write a llama checkpoint with a tied head, in shards of at most 1 GB, and return the folder.
+
+    The shards have the file names that ``save_pretrained`` would choose.
+    """
     folder.mkdir(parents=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -84,7 +87,7 @@ def _split(layers: int) -> list[dict[str, tuple[int, ...]]]:
 
 
 def row_adapter(folder: Path, base: Path, count: int = 16) -> Path:
-    """Write an adapter with ``count`` token rows, spread over the vocabulary, in PEFT's format."""
+    """Write an adapter with the rows of ``count`` tokens, spread over the vocabulary, in PEFT's format."""
     ids = np.linspace(0, VOCAB - 1, count).astype(int).tolist()
     rows = np.random.default_rng(1).standard_normal((count, HIDDEN), np.float32)
     config = {"peft_type": "TRAINABLE_TOKENS", "task_type": "CAUSAL_LM", "token_indices": ids}

@@ -1,6 +1,6 @@
 """Measure the peak memory of a process together with all descendant processes.
 
-The combined peak is measured because a machine needs at least that much free memory to run the processes.
+To run the processes, a machine needs at least as much free memory as the combined peak.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class TreePeak:
     """Samples the memory of the process ``pid`` and its descendants while the block runs.
 
     The measured value is the proportional set size, which counts pages that two or more processes map, such as cached
-    weights, only once. A memory peak between two samples is missed. Linux only.
+    weights, only once. The measured peak may be too low, because a peak between two samples is missed. Linux only.
     """
 
     def __init__(self, pid: int) -> None:
@@ -56,7 +56,7 @@ def _nbytes(pid: int) -> int:
 
 
 def _read(path: Path) -> str:
-    """Return the text of the file, or an empty text if the process has already ended."""
+    """Return the text of a file in ``/proc``, or an empty text if the process has already ended."""
     try:
         return path.read_text()
     except OSError:

@@ -41,7 +41,7 @@ _VOCAB, _HIDDEN, _INNER = 128_256, 2048, 8192
 
 def main() -> None:
     parser = case_parser(__doc__, CASES)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the large files in GB")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="size in GB of each large input file")
     options = parser.parse_args()
     cases = []
     for name in options.case or CASES:
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _programs(name: str, folder: Path, gigabytes: float) -> dict[str, Program]:
-    """Return the programs to run for the case ``name``. Large input files are created in ``folder``."""
+    """Return the programs to measure in the benchmark case ``name``. Large input files are created in ``folder``."""
     out = folder / "out.gguf"
     if name in ("convert", "quantise"):
         return _smollm2(name, out)
@@ -120,7 +120,7 @@ def _smollm2(name: str, out: Path) -> dict[str, Program]:
 
 
 def _tokenizer(folder: Path, vocab: int) -> None:
-    """Write a byte-level BPE tokenizer with ``vocab`` arbitrary tokens."""
+    """Write a byte-level BPE tokenizer with ``vocab`` tokens, whose texts are arbitrary."""
     tokens = {f"token{number}": number for number in range(vocab)}
     content = {
         "version": "1.0",
@@ -135,7 +135,7 @@ def _tokenizer(folder: Path, vocab: int) -> None:
 
 
 def _q8_0(path: Path, gigabytes: float, *, vocab: int) -> Path:
-    """Write a GGUF of about ``gigabytes`` * 10^9 bytes in Q8_0, with a vocabulary and random blocks."""
+    """Write a GGUF file of about ``gigabytes`` * 10^9 bytes in Q8_0, with a vocabulary and random Q8_0 blocks."""
     import numpy as np
 
     from exporter.formats.gguf import writer
@@ -176,7 +176,7 @@ def _rows(folder: Path, seed: int) -> Path:
 
 def report(cases: list[dict[str, Any]], rounds: int) -> None:
     show_cases(
-        f"GGUF export, patch and inspection as whole processes, {rounds} rounds",
+        f"GGUF export, patch and inspection as separate processes, {rounds} rounds",
         cases,
         BARS,
         at_least=("faster_than_peer",),

@@ -1,4 +1,4 @@
-"""Compare the merge command with stock PEFT and with ``cp -r`` of the base, as whole processes.
+"""Compare the merge command with stock PEFT and with ``cp -r`` of the base, each run as a separate process.
 
 ttexport is measured with the command that users run, including verification. The PEFT program calls from_pretrained,
 merge_and_unload and save_pretrained. The program ``cp -r`` ends while the copied data is still in memory, but the
@@ -41,7 +41,7 @@ BARS: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """The base and the adapter to merge, and the programs with which the merge command is compared."""
+    """A benchmark case: the base and the adapter to merge, and the programs with which ``merge`` is compared."""
 
     name: str
     base: Path
@@ -80,7 +80,7 @@ def _build(name: str, folder: Path, options: argparse.Namespace) -> Case:
 
 
 def _need(folder: Path, gigabytes: float) -> None:
-    """Raise SystemExit unless ``folder`` has free space of 2.5 times the size of the base."""
+    """Raise SystemExit if the free disk space in ``folder`` is less than 2.5 times the size of the base."""
     free = shutil.disk_usage(folder).free
     if free < (needed := 2.5 * gigabytes * 1e9):
         raise SystemExit(
@@ -89,9 +89,9 @@ def _need(folder: Path, gigabytes: float) -> None:
 
 
 def measure(case: Case, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Run the merge command and the programs with which the merge command is compared.
+    """Measure the merge command and the programs with which the merge command is compared.
 
-    All results of one case are measured in the same rounds.
+    In each round, every program of the benchmark case runs once.
     """
     out = folder / "out"
     ours = (*TTEXPORT, "merge", str(case.adapter), "--base", str(case.base), "-o", str(out))
@@ -121,7 +121,7 @@ def ratios(measured: Mapping[str, Measured]) -> dict[str, float]:
 def report(cases: list[dict[str, Any]], rounds: int) -> None:
     for case in cases:
         case["size"] = f", {case['bytes'] / 1e9:.2f} GB"
-    title = f"Merge to a Hugging Face checkpoint as whole processes, {rounds} rounds"
+    title = f"Merge to a Hugging Face checkpoint as a separate process, {rounds} rounds"
     show_cases(title, cases, BARS, at_least=("faster_than_peft",))
     print(f"written: {write('merge', {'machine': machine(), 'rounds': rounds, 'cases': cases})}")
 

@@ -1,14 +1,16 @@
-"""Compare ttexport's ONNX export of SmolLM2, and the speed of the exported model, with onnxruntime-genai's builder.
+"""Compare ttexport with onnxruntime-genai's model builder.
 
-ttexport is measured with the command that users run. torch.onnx.export takes minutes and is therefore measured only on
-request and in one round, with the arguments that ttexport uses to trace models without a family. The fp32 models run in
-ONNX Runtime on the CPU: first on a prompt of 128 tokens, then on one token at a time. All ONNX Runtime sessions have
-the same options. The speed of a session depends on the location of the weights in memory (27 to 33 ms per token for one
-model), so every round opens new sessions in a different order.
+The ONNX export of SmolLM2 and the speed of the exported model are measured.
 
-With one thread, which is the default, speed is measured in CPU seconds. With two threads, each thread waits for the
-other at the end of every matrix product, so another process on one of the cores would slow down both threads and
-distort the results.
+ttexport is measured with the command that users run. torch.onnx.export takes minutes and is measured only in one round,
+and only if the option ``--torch`` is given. Its arguments are those with which ttexport traces models. To measure
+speed, the fp32 models run in ONNX Runtime on the CPU, first on a prompt of 128 tokens, then on one token at a time. All
+ONNX Runtime sessions have the same options. The speed of an ONNX Runtime session varies with the location of the
+weights in memory (27 to 33 ms per token for the same model), so every round opens new sessions in a different order.
+
+With one thread per session, which is the default, speed is measured in CPU seconds. With two threads per session,
+another process on one of the cores would slow down both threads, because each thread waits for the other at the end of
+every matrix product.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="number of measured runs of each variant")
     parser.add_argument("--warm-up", type=int, default=1, help="number of unmeasured runs before the measured runs")
     parser.add_argument("--torch", action="store_true", help="also measure torch.onnx.export, which takes some minutes")
-    parser.add_argument("--threads", type=int, default=1, help="threads per session; 0 means one thread per core")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads per ONNX Runtime session; 0 means one thread per core"
+    )
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "PHASE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -239,7 +243,7 @@ def work(model: Path, phase: str, threads: int) -> None:
 
 
 def _private_bytes() -> int:
-    """Return the size of this process's anonymous memory, which excludes memory-mapped pages of the weights file."""
+    """Return the bytes of this process's anonymous memory, which excludes memory-mapped pages of the weights file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 

@@ -1,8 +1,9 @@
-"""In a release of two adapters on one base, compare the job times of the second adapter with those of the first.
+"""Measure how much faster the artifacts of a second adapter are made than those of the first adapter in one release.
 
-One command makes two models, each in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4). Every round starts with an
-empty artifact cache. The times are read from run.json and exclude verification and hashing. The releases are verified
-at a level that compares only token rows and runs no model.
+The release contains two adapters of one base, each merged to hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4). Every
+round starts with an empty artifact cache, so only the jobs of the second adapter can reuse files of the base. The job
+times are read from the release's run.json and exclude verification and hashing. The releases are verified at a level
+that compares only token rows and runs no model.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def _round(folder: Path) -> dict[str, float]:
-    """Make one release with an initially empty cache, and map each job to its duration in seconds."""
+    """Make one release with an initially empty artifact cache, and map each job's name to its duration in seconds."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         out = Path(place) / "out"
         arguments = ["release", folder / "release.toml", "-o", out, "--cache", Path(place) / "cache", "-q"]
@@ -69,7 +70,7 @@ def _round(folder: Path) -> dict[str, float]:
 
 
 def _case(name: str, jobs: list[str], rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Return the medians of times and ratios over the rounds.
+    """Return the median times of the two adapters' jobs ``jobs``, and the median of the ratios of these times.
 
     Each ratio is computed from two times of the same round.
     """

@@ -1,8 +1,8 @@
-"""Measure the values of ``verify``'s numeric checks on valid artifacts, and compare each value with its limit.
+"""Measure the errors that ``verify`` finds on valid artifacts, and compare each error with the limit of its check.
 
-The limit of a check is right if the largest value on valid artifacts is below the limit and the values of faulty
-artifacts exceed the limit. The project's tests show that the values of faulty artifacts exceed the limits. Every
-artifact is merged with token rows made by stock PEFT and is verified with the command that users run.
+The limit of a check is right if the errors of all valid artifacts are below the limit and the errors of faulty
+artifacts exceed the limit. The project's tests show that the errors of faulty artifacts exceed the limits. Every
+artifact is made from a base and an adapter whose token rows were written by stock PEFT.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def main() -> None:
 
 
 def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[Check]]]:
-    """Yield (name of the storage type, verification checks) for every artifact.
+    """Yield (label of the artifact's format and dtype, checks of the verification) for every artifact.
 
-    All artifacts made with the same seed are compared with the same reference model.
+    All artifacts made with the same seed are verified against the same reference model.
     """
     from exporter.cli.main import run
     from exporter.verify.expect.reference import Reference
@@ -100,7 +100,7 @@ def report(gates: Gates, refused: Sequence[str]) -> None:
         worst = max(families, key=lambda name: max(value for value, _ in families[name]))
         share = max(value / limit for value, limit in pairs)
         rows.append([f"{gate}, {storage}", str(len(pairs)), *figures, f"{share:.2f}", worst])
-    notes = [f"a check failed on a valid artifact: {line}" for line in refused] or [
+    notes = [f"checks that fail on a valid artifact: {line}" for line in refused] or [
         "all checks passed on all artifacts"
     ]
     columns = ["check, storage", "artifacts", "median", "largest", "limit", "largest value / limit", "family"]
@@ -109,7 +109,7 @@ def report(gates: Gates, refused: Sequence[str]) -> None:
 
 
 def document(gates: Gates, refused: Sequence[str]) -> dict[str, Any]:
-    """Return a JSON document that gives the values and limits for each gate (check), storage and family."""
+    """Return a JSON document with the measured values and the limit of each check, by format and model family."""
     entries = [
         {"gate": gate, "storage": storage, "value, limit": families}
         for (gate, storage), families in sorted(gates.items())

@@ -1,8 +1,8 @@
-"""Compare the time and peak memory of one training step between the frozen model, our tuner and stock PEFT.
+"""Compare ttexport's tuner with stock PEFT and with a frozen model.
 
-The frozen variant sets the lower bound on time and memory for every method that trains rows: it has the same model and
-loss, but computes the gradient only back to the looked-up embedding vectors. In addition, the variants with our tuner
-and with PEFT contain trained rows and update the rows with one AdamW step.
+The time and peak memory of one training step are measured. The frozen model is the lower bound for every method that
+trains rows. The frozen model computes the same loss as the other variants, but no gradient of token rows. The variants
+with ttexport's tuner and with PEFT also update trained rows with one AdamW step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="number of measured steps of each variant")
     parser.add_argument("--warm-up", type=int, default=2, help="number of unmeasured steps before the measured steps")
     parser.add_argument(
-        "--shape", type=int, choices=range(len(SHAPES)), help="index of the only model shape to measure"
+        "--shape", type=int, choices=range(len(SHAPES)), help="index of a model shape to measure; default: all shapes"
     )
     parser.add_argument("--worker", nargs=4, metavar=("VARIANT", "V", "H", "K"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -42,9 +42,9 @@ def main() -> None:
 
 
 def measure(vocab: int, hidden: int, count: int, warm_up: int, rounds: int) -> dict[str, Any]:
-    """Measure the three variants (frozen model, our tuner, PEFT) for one model shape.
+    """Measure the three variants (frozen model, ttexport's tuner, stock PEFT) for one model shape.
 
-    All results of one case are measured in the same rounds.
+    In each round, every variant runs one training step.
     """
     before = machine()["load_1_5_15_min"]
     sizes = [str(vocab), str(hidden), str(count)]

@@ -1,8 +1,8 @@
 """Measure the time of a full verification of SmolLM2, and the peak memory of all its processes together.
 
-The merge command writes and verifies a checkpoint, a GGUF in bfloat16 and an ONNX model in float32. The command
-``verify`` verifies the checkpoint, the GGUF and the ONNX model of the merge again from disk. The merge command and
-``verify`` run every model in a separate process.
+The merge command writes and verifies a checkpoint, a GGUF in bfloat16 and an ONNX model in float32. Then the command
+``verify`` verifies the checkpoint, the GGUF and the ONNX model once more from disk. ``merge`` and ``verify`` run each
+model in a separate process.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ __all__ = ["main", "tune"]
 _FILE = click.Path(path_type=Path)
 
 
-@click.command(name="tune", short_help="Train the rows of a few tokens of a model and write an adapter folder.")
+@click.command(
+    name="tune", short_help="Train the embedding rows of a few tokens of a model, and write an adapter folder."
+)
 @click.argument("base")
 @click.option(
     "--data",
@@ -34,8 +36,20 @@ _FILE = click.Path(path_type=Path)
     type=_FILE,
     help="JSON Lines file with training examples: texts, prompts with completions, or chats.",
 )
-@click.option("--new-token", "new_tokens", multiple=True, metavar="T", help="Token to add and train. Repeatable.")
-@click.option("--token", "tokens", multiple=True, metavar="T", help="Existing token to train. Repeatable.")
+@click.option(
+    "--new-token",
+    "new_tokens",
+    multiple=True,
+    metavar="T",
+    help="New token to add to the vocabulary and train. Repeatable.",
+)
+@click.option(
+    "--token",
+    "tokens",
+    multiple=True,
+    metavar="T",
+    help="Token of the vocabulary whose embedding row is trained. Repeatable.",
+)
 @click.option("-o", "--out", required=True, type=_FILE, help="Adapter folder to write.")
 @click.option(
     "--special/--no-special",
@@ -47,8 +61,8 @@ _FILE = click.Path(path_type=Path)
     type=click.Choice(INITS),
     default=DEFAULTS["init"],
     show_default=True,
-    help="Initial row of a new token: mean of the rows of the token's sub-tokens, mean of all rows, zeros, or a random "
-    "row with the mean and covariance of the existing rows.",
+    help="Initial row of a new token: mean of the rows of the tokens into which the base tokenizer splits the new "
+    "token, mean of all rows, zeros, or a random row with the mean and covariance of all rows.",
 )
 @click.option(
     "--describe",
@@ -83,7 +97,7 @@ _FILE = click.Path(path_type=Path)
     type=int,
     default=DEFAULTS["accumulate"],
     show_default=True,
-    help="Batches accumulated per training step.",
+    help="Number of batches whose gradients are accumulated per training step.",
 )
 @click.option(
     "--max-length",
@@ -97,7 +111,7 @@ _FILE = click.Path(path_type=Path)
     type=int,
     default=DEFAULTS["seed"],
     show_default=True,
-    help="Random seed; runs with equal seeds train equal rows.",
+    help="Random seed; two runs with equal seeds, options and inputs train equal rows.",
 )
 @click.option(
     "--dtype",
@@ -111,13 +125,13 @@ _FILE = click.Path(path_type=Path)
     "--gradient-checkpointing", is_flag=True, help="Recompute activations in the backward pass to save memory."
 )
 @click.option(
-    "--train-head/--no-train-head", default=None, help="Also train the token rows of an untied head; on by default."
+    "--train-head/--no-train-head", default=None, help="Also train the tokens' rows in an untied output head (default)."
 )
 @click.option("--lora-rank", type=int, help="Train a LoRA adapter of the given rank in addition to the token rows.")
 @click.option(
     "--lora-targets",
     metavar="NAMES",
-    help="Comma-separated names of the modules that get LoRA weights, or all-linear; by default PEFT's choice.",
+    help="Comma-separated names of the modules that get LoRA weights, or all-linear; default: PEFT's default.",
 )
 @click.option(
     "--eval-data", type=_FILE, help="JSON Lines file with examples for evaluation before, during and after training."
@@ -128,16 +142,16 @@ _FILE = click.Path(path_type=Path)
     "--patience",
     type=int,
     metavar="N",
-    help="Stop after N evaluations without a lower loss; keep the rows with the lowest loss.",
+    help="Stop after N consecutive evaluations without a lower loss, and keep the rows with the lowest loss.",
 )
 @click.option("--save-every", type=int, metavar="N", help="Write a checkpoint every N steps.")
 @click.option(
     "--resume",
     is_flag=True,
-    help="Continue an interrupted run from the last checkpoint. The interruption does not change the trained rows.",
+    help="Continue an interrupted run from the last checkpoint. The result equals that of an uninterrupted run.",
 )
 @click.option("--tensorboard", type=_FILE, metavar="DIR", help="Write event files for TensorBoard to DIR.")
-@click.option("--force", is_flag=True, help="Replace an existing adapter folder, or discard an unfinished run.")
+@click.option("--force", is_flag=True, help="Replace an existing adapter folder, and discard an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the tokens, losses and settings of the run as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no progress bars and no notes.")
 @click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show the traceback of an unexpected error.")

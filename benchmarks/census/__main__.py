@@ -1,8 +1,8 @@
-"""Make a tiny model of every text-capable type and head of transformers, merge stock PEFT's adapters, and compare.
+"""Test merges of adapters for every text model type of transformers: the census.
 
-For each type, a separate process builds the model and the adapters, merges, and compares. For Hugging Face folders,
-outputs and weights are compared with unmerged stock PEFT; other formats count as exact if the full verification of the
-merge passes.
+For each model type and head class, a separate process builds a tiny model and adapters of stock PEFT, and merges each
+adapter. Merged Hugging Face checkpoints are compared with the base and the unmerged adapter in stock PEFT. GGUF and
+ONNX artifacts count as exact if ttexport's full verification passes.
 """
 
 from __future__ import annotations
@@ -43,28 +43,33 @@ layer, `+head` stores the tied head as well, `+tied` and `+untied` have the othe
 def main() -> int:
     """Run the census.
 
-    Return 1 if a merge gave wrong values, did not load, or failed ttexport's verification, else 0.
+    Return 1 if a merge crashed, wrote wrong values, wrote a checkpoint that does not load, or failed ttexport's
+    verification. Otherwise, return 0.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.census", description=__doc__)
     parser.add_argument(
         "--only",
         metavar="NAME,...",
-        help="names such as llama,bert:mlm; bert stands for all its heads",
+        help="model types, each with or without a head class, such as llama,bert:mlm; bert selects all heads of bert",
     )
     parser.add_argument(
-        "--sample", action="store_true", help="the fixed sample that covers every way of storing weights"
+        "--sample", action="store_true", help="test a fixed sample of models with all ways of storing weights"
     )
     parser.add_argument(
         "--matrix",
         action="store_true",
-        help="every recipe of an adapter, for the models that cover all ways of storing",
+        help="merge adapters of every recipe, but only for models chosen to include all ways of storing weights",
     )
-    parser.add_argument("--recipes", metavar="NAME;...", help="with --matrix: the recipes to merge; default: all")
-    parser.add_argument("--to", default="hf", metavar="FORMAT,...", help="formats: hf (default), gguf, onnx")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows to FILE")
-    parser.add_argument("--docs", action="store_true", help=f"write {DOCS.name}")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
-    parser.add_argument("--limit", type=int, default=180, help="seconds for one name")
+    parser.add_argument("--recipes", metavar="NAME;...", help="names of the recipes for --matrix; default: all recipes")
+    parser.add_argument(
+        "--to", default="hf", metavar="FORMAT,...", help="formats to merge to: hf (default), gguf, onnx"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results of all merges to FILE")
+    parser.add_argument("--docs", action="store_true", help=f"write the results to docs/{DOCS.name}")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="maximum number of simultaneous processes"
+    )
+    parser.add_argument("--limit", type=int, default=180, help="maximum number of seconds per model")
     options = parser.parse_args()
     from benchmarks.census.pool import run_all
     from benchmarks.census.table import cell, counts, markdown
@@ -104,7 +109,9 @@ def _names(options: argparse.Namespace) -> list[str]:
     asked = options.only.split(",")
     chosen = {name: [each for each in NAMES if name in (each, re.split("[:+]", each)[0])] for name in asked}
     if missing := [name for name, names in chosen.items() if not names]:
-        raise SystemExit(f"--only: expected names of the zoo, found {', '.join(missing)}")
+        raise SystemExit(
+            f"--only: expected model types of transformers, with or without a head class, found {', '.join(missing)}"
+        )
     return list(dict.fromkeys(each for name, names in chosen.items() for each in ([name] if name in NAMES else names)))
 
 

@@ -1,4 +1,4 @@
-"""Run each model type in a separate process, forked from a process that has already imported all packages."""
+"""Test each model of the census in a separate process, forked from a process that has already imported all packages."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def run_all(
     limit: int,
     recipes: Mapping[str, Recipe] = ADAPTERS,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each name, in the order in which the names finish.
+    """Yield the results of each model of the census as soon as its process ends.
 
-    recipes: name → recipe of the adapters to merge. jobs: maximum number of simultaneous processes. limit:
-    seconds after which a process ends itself; if a process ends before its rows are complete, the missing rows are
+    names: names of models of the zoo. recipes: maps names of adapters to recipes. jobs: maximum number of simultaneous
+    processes. limit: seconds after which a process ends itself; results that are missing when a process ends are
     recorded as crashes.
     """
     work = Path(tempfile.mkdtemp(prefix="census-"))
@@ -71,11 +71,11 @@ def _finished(
     rows = rows_of(work / f"{name}.jsonl")
     shutil.rmtree(work / name, ignore_errors=True)
     if code:
-        cause = "the time limit" if code == -signal.SIGALRM else f"exit {code}"
+        cause = "exceeded the time limit" if code == -signal.SIGALRM else f"ended with exit code {code}"
         if not rows:
             place = {"name": name, "class_name": NAMES[name], "result": CRASH}
             rows = [{**place, "adapter": adapter, "target": target} for adapter, target in merges]
         for row in rows:
             if row["result"] == CRASH and not row.get("reason"):
-                row["reason"], row["seconds"] = f"the process ended by {cause}", round(seconds, 1)
+                row["reason"], row["seconds"] = f"the process {cause}", round(seconds, 1)
     return rows

@@ -12,7 +12,7 @@ _FAULTS = (WRONG, UNLOADABLE, GATE, CRASH)
 
 
 def cell(row: Mapping[str, Any]) -> str:
-    """Return a short description of a row's result."""
+    """Return a short description of the result that ``row`` of the census contains."""
     result = row["result"]
     if result == REFUSED:
         return f"refused ({row['exit_code']})"
@@ -20,12 +20,12 @@ def cell(row: Mapping[str, Any]) -> str:
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the pairs (format, adapter) that occur in the rows, in the order of the columns."""
+    """Return the column headings: each pair of format and adapter that occurs in the rows of the census."""
     return list(dict.fromkeys(f"{row['target']} {row['adapter']}" for row in rows))
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table with one line per name: class, result for each format and adapter, and reasons for failures."""
+    """Return a Markdown table with one line per model: class, results by format and adapter, reasons for failures."""
     names = sorted({row["name"] for row in rows})
     heads = columns(rows)
     lines = [f"| type | class | {' | '.join(heads)} | reason |", "|---" * (len(heads) + 3) + "|"]
@@ -44,7 +44,7 @@ def _plain(text: str) -> str:
 
 
 def counts(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return one line per pair (format, adapter), which lists how often each result occurs."""
+    """Return one line per pair of format and adapter, which lists how often each result occurs."""
     rows = list(rows)
     lines = []
     for head in columns(rows):

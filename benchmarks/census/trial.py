@@ -1,4 +1,4 @@
-"""Build one model of the zoo and its adapters, merge the adapters, and compare the results with stock PEFT."""
+"""Build one model of the zoo, make adapters for it, merge each adapter, and compare the result with stock PEFT."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ _REASON_CHARS: Final = 400
 
 @dataclass
 class Row:
-    """A row of the census: name, adapter, format, result of the merge, and reason.
+    """A row of the census: the result of merging one adapter of one model to one format.
 
-    exit_code: exit code of the merge. difference, largest: largest difference of the outputs, and largest output.
-    effect: largest change of the outputs by the adapter.
+    exit_code: exit code of the merge command. difference: largest absolute difference between the outputs of the merged
+    model and of stock PEFT. largest: largest absolute output. effect: largest absolute change of the outputs by the
+    adapter.
     """
 
     name: str
@@ -63,10 +64,12 @@ class Row:
 def run_trial(
     name: str, folder: Path, targets: Iterable[str], out: Path, recipes: Mapping[str, Recipe] | None = None
 ) -> None:
-    """Write the rows of ``name`` to the file ``out`` as JSON lines, each row as soon as its result is known.
+    """Merge every adapter of the model ``name`` to every format.
 
-    recipes: maps the names of adapters to recipes; by default, ``ADAPTERS``. While a merge runs, the file contains a
-    row that records a crash, which is overwritten by the true row afterwards.
+    Each result is written to the file ``out`` as a line of JSON.
+
+    recipes: maps the names of adapters to recipes; by default, ``ADAPTERS``. Until a merge ends, the file contains a
+    row that reports a crash in place of the merge's result.
     """
     rows: list[Row] = []
 
@@ -135,7 +138,7 @@ def _merge(row: Row, base: Path, adapters: Sequence[Path], merged: Path, expecte
 
 
 def _run(arguments: Sequence[str]) -> tuple[int, str]:
-    """Run ttexport and return (exit code, what it wrote to stderr)."""
+    """Run a ttexport command and return (exit code, text on stderr)."""
     talk = io.StringIO()
     with contextlib.redirect_stderr(talk), contextlib.redirect_stdout(io.StringIO()):
         return run(list(arguments)), talk.getvalue()
@@ -146,5 +149,5 @@ def _cause(exc: BaseException) -> str:
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    """Return the rows in a file that ``run_trial`` wrote."""
+    """Return the census rows in a file that ``run_trial`` wrote."""
     return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []

@@ -35,7 +35,7 @@ _SUMMARIES: Final = {
     "verify": "Verify that an artifact equals base plus adapters, or that a release matches its manifest.",
     "plan": "Show what merge, export or patch would write, without writing anything.",
     "inspect": "Show the content of an adapter, a checkpoint, a .gguf file or an ONNX folder.",
-    "tune": "Train the rows of a few tokens of a model and write an adapter folder.",
+    "tune": "Train the embedding rows of a few tokens of a model, and write an adapter folder.",
     "release": "Make, verify and document every artifact that a release.toml lists.",
 }
 #: Maximum length of a printed line, because a name in a hostile file may take megabytes.

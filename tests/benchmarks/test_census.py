@@ -70,8 +70,8 @@ def test_a_model_that_cannot_be_built_and_an_adapter_that_peft_cannot_make_are_r
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
-        (lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL), "the process ended by exit -9"),
-        (lambda *_arguments: signal.pause(), "the process ended by the time limit"),
+        (lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL), "the process ended with exit code -9"),
+        (lambda *_arguments: signal.pause(), "the process exceeded the time limit"),
     ],
     ids=["a crash", "a hang"],
 )

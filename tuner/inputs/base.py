@@ -93,8 +93,8 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     if getattr(config, "is_encoder_decoder", False):
         raise NotExpressible(
             "tune",
-            f"{config.model_type} is an encoder-decoder model, and only decoder-only models can be trained",
-            instead="call tuner.get_peft_model in your own training loop",
+            f"{config.model_type} is an encoder-decoder model, but ttexport tune trains only decoder-only models",
+            instead="train the model in your own training loop with tuner.get_peft_model",
         )
     quantised = getattr(config, "quantization_config", None)
     if isinstance(quantised, dict):
@@ -111,7 +111,7 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
         )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise BadInput(f"{base.folder}: expected a tensor named {missing[0]}, found none")
+        raise BadInput(f"{base.folder}: expected a tensor named {missing[0]}, found no such tensor")
     if quantised:
         model = model.to(model.get_input_embeddings().weight.dtype)  # the dequantised matrices may have another dtype
     return model, tokenizer
@@ -158,4 +158,4 @@ def stored_embedding(base: Base, model: PreTrainedModel) -> StoredTensor:
             if stored in tensors:
                 spec = tensors[stored].spec
                 return StoredTensor(stored, spec.dtype, spec.shape, base.checkpoint.digest(stored))
-    raise BadInput(f"{base.folder}: expected a tensor named {' or '.join(names)}, found none")
+    raise BadInput(f"{base.folder}: expected a tensor named {' or '.join(names)}, found no such tensor")

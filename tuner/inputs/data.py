@@ -123,7 +123,7 @@ def _parse(where: str, line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:  # the line has a number of more than 4300 digits, or deep nesting
         raise UnreadableFile(where, f"expected valid JSON, found an error: {exc}") from exc
     if not isinstance(entry, dict):
-        raise BadInput(f"{where}: expected an object with {_EXPECTED}, found {_describe(entry)}")
+        raise BadInput(f"{where}: expected a JSON object with {_EXPECTED}, found {_describe(entry)}")
     return entry
 
 
@@ -156,13 +156,13 @@ def _message_list(where: str, name: str, value: object) -> list[dict[str, Any]]:
         raise BadInput(f'{where}: "{name}": expected a list of messages, found {_describe(value)}')
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict):
-            raise BadInput(f"{where}: message {number}: expected an object, found {_describe(message)}")
+            raise BadInput(f"{where}: message {number}: expected a JSON object, found {_describe(message)}")
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
                 value_type = _describe(message[key]) if key in message else "no such field"
                 raise BadInput(f'{where}: message {number}: "{key}": expected a string, found {value_type}')
     if all(message["role"] != "assistant" for message in value):
-        raise BadInput(f'{where}: "{name}": expected a message with role "assistant" to learn from, found none')
+        raise BadInput(f'{where}: "{name}": expected at least one message with role "assistant", found no such message')
     return value
 
 

@@ -61,7 +61,7 @@ def encode_examples(tokenizer: Any, examples: Examples, max_length: int) -> Enco
             kept.append({"input_ids": ids[:max_length], "labels": labels})
     if not kept:
         raise BadInput(
-            f"{examples.path}: expected an example with tokens to learn among the first {max_length} tokens "
+            f"{examples.path}: expected an example with a token to learn among its first {max_length} tokens "
             "(--max-length), found no such example"
         )
     return Encoded(kept, truncated, tuple(dropped))
@@ -132,7 +132,7 @@ class _Chat:
             raise BadInput(f"{self._path}:{example.line}: the chat template rejects the chat: {reason}") from exc
         raise BadInput(
             f"{self._path}:{example.line}: expected a chat template with {{% generation %}} marks, "
-            "found a chat template without marks that renders earlier turns differently when later turns follow"
+            "found a chat template without marks, in which later turns change the text of earlier turns"
         )
 
     @staticmethod

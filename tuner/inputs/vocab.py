@@ -36,14 +36,14 @@ def existing_token_id(tokenizer: PreTrainedTokenizerBase, token: str, rows: int)
         if len(subtoken_ids) != 1:
             shown = " ".join(map(repr, tokenizer.convert_ids_to_tokens(subtoken_ids)))
             raise BadInput(
-                f"--token {token!r}: expected a text of one token, found {len(subtoken_ids)} tokens ({shown}); "
-                "use --new-token to add the text as a token"
+                f"--token {token!r}: expected a text that encodes to one token, found {len(subtoken_ids)} tokens "
+                f"({shown}); use --new-token to add the text as a token"
             )
         token_id = subtoken_ids[0]
         if token_id == tokenizer.unk_token_id:
             raise BadInput(
-                f"--token {token!r}: expected a token of the vocabulary, found an unknown token; "
-                "use --new-token to add the token"
+                f"--token {token!r}: expected a text that encodes to a token of the vocabulary, found the unknown "
+                "token; use --new-token to add the token"
             )
     if token_id >= rows:
         raise BadInput(
@@ -112,7 +112,9 @@ def _check_new(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], descri
         if token in tokens[:index]:
             raise BadInput(f"--new-token {token!r}: expected distinct tokens, found the same token twice")
     if others := sorted(descriptions.keys() - set(tokens)):
-        raise BadInput(f"--describe {others[0]!r}: expected a token that --new-token adds, found another token")
+        raise BadInput(
+            f"--describe {others[0]!r}: expected a token that is also given with --new-token, found another token"
+        )
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

@@ -28,7 +28,9 @@ class TrainableTokensConfig(PeftTrainableTokensConfig):
 
     train_head: bool = field(
         default=False,
-        metadata={"help": "Also train the token rows of an untied output head; a tied head uses the embedding's rows."},
+        metadata={
+            "help": "Also train the tokens' rows in an untied output head; a tied head uses the embedding's rows."
+        },
     )
 
     def to_dict(self) -> dict[str, Any]:

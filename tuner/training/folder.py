@@ -30,7 +30,8 @@ def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> No
             )
         if not (out / "adapter_config.json").is_file():
             raise OutputError(
-                out, "the output is not an adapter folder, so --force does not replace the output; choose another name"
+                out,
+                "the output is not an adapter folder, and --force replaces only adapter folders; choose another name",
             )
 
 

@@ -136,7 +136,7 @@ def _note_data(tokens: list[dict[str, Any]], data: _Data, spec: TuneSpec, note: 
         entry["occurrences"] = sum(example["input_ids"].count(entry["id"]) for example in encoded.examples)
         if not entry["occurrences"]:
             name = f"{entry['token']!r} (id {entry['id']})"
-            note(f"{name} does not occur in the data, so the model only learns not to predict the token")
+            note(f"{name} does not occur in the training data, so the model only learns not to predict this token")
     if encoded.truncated:
         total = len(data.train.examples)
         note(f"{encoded.truncated} of {total} examples were truncated to {spec.max_length} tokens (--max-length)")
@@ -222,7 +222,7 @@ def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNo
     elif spec.resume:
         note("--resume: found no checkpoint, so the training starts from the beginning")
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
-        note("accelerate shards models only on GPUs and other accelerators; here, every process loads the whole model")
+        note("found no accelerator, so accelerate cannot shard the model and every process loads the whole model")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if spec.evaluates and _is_stale(trainer):
         trainer.evaluate()

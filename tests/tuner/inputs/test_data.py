@@ -60,7 +60,7 @@ USER = b'{"role": "user", "content": "a"}'
             UnreadableFile,
             r"data.jsonl:1: expected a line of at most 16777216 bytes",
         ),
-        (b'["text"]', BadInput, r"data.jsonl:1: expected an object .* found a list"),
+        (b'["text"]', BadInput, r"data.jsonl:1: expected a JSON object .* found a list"),
         (b'{"test": "a"}', BadInput, r"data.jsonl:1: expected the field \"text\", the fields .*, found 'test'"),
         (b"{}", BadInput, r"found no field"),
         (b'{"text": 5}', BadInput, r"data.jsonl:1: .* found a number"),
@@ -76,7 +76,7 @@ USER = b'{"role": "user", "content": "a"}'
         (b'{"completion": "a"}', BadInput, r':1: expected the field "prompt" in an example of type "prompt"'),
         (b'{"messages": "a"}', BadInput, r"list of messages, found a string"),
         (b'{"messages": []}', BadInput, r"list of messages, found an empty list"),
-        (b'{"messages": ["a"]}', BadInput, r"message 1: expected an object, found a string"),
+        (b'{"messages": ["a"]}', BadInput, r"message 1: expected a JSON object, found a string"),
         (
             b'{"messages": [%b, {"role": "user"}]}' % USER,
             BadInput,
@@ -87,7 +87,7 @@ USER = b'{"role": "user", "content": "a"}'
             BadInput,
             r'"role": expected a string, found null',
         ),
-        (b'{"messages": [%b]}' % USER, BadInput, r'a message with role "assistant" to learn from, found none'),
+        (b'{"messages": [%b]}' % USER, BadInput, r'at least one message with role "assistant", found no such message'),
     ],
 )
 def test_broken_lines_are_named_by_number(raw: bytes, error: type[Exception], message: str, tmp_path: Path) -> None:

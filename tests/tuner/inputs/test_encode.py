@@ -119,6 +119,6 @@ def test_examples_without_a_label_are_dropped_or_refused() -> None:
     assert [example["input_ids"] for example in encoded.examples] == [[97, 98, 0]]
     with pytest.raises(
         BadInput,
-        match=r"data.jsonl: expected an example with tokens to learn among the first 1 tokens \(--max-length\)",
+        match=r"data.jsonl: expected an example with a token to learn among its first 1 tokens \(--max-length\)",
     ):
         encode_examples(Letters(eos_token_id=0), two, 1)

@@ -94,7 +94,7 @@ def test_a_known_token_is_found_by_its_entry_or_by_its_text(tied: tuple[Any, Any
     ("token", "rows", "message"),
     [
         ("", 320, "empty text"),
-        ("lighthouse keeper", 320, "expected a text of one token, found"),
+        ("lighthouse keeper", 320, "expected a text that encodes to one token, found"),
         ("<|im_end|>", 2, "expected an id below 2, .* found 2"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_token_the_tokenizer_does_not_know(tied: tuple[Any, Any]) -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>")), unk_token="<unk>"
     )
-    with pytest.raises(BadInput, match="expected a token of the vocabulary, found an unknown token"):
+    with pytest.raises(BadInput, match="a text that encodes to a token of the vocabulary, found the unknown token"):
         existing_token_id(tokenizer, "zebra", 2)
 
 
@@ -120,7 +120,7 @@ def test_a_token_the_tokenizer_does_not_know(tied: tuple[Any, Any]) -> None:
         (["<|im_end|>"], {}, r"expected a new token, found an existing token \(id 2\)"),
         (["<a>", "<a>"], {}, "expected distinct tokens, found the same token twice"),
         ([""], {}, "empty text"),
-        (["<a>"], {"<b>": "x"}, "a token that --new-token adds"),
+        (["<a>"], {"<b>": "x"}, "a token that is also given with --new-token"),
     ],
 )
 def test_tokens_that_cannot_be_added(

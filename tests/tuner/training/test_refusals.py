@@ -61,11 +61,11 @@ def test_a_token_beyond_the_embedding_is_bad_input(base: Path, data: Path, tmp_p
     [
         (("--new-token", "<|im_end|>"), 4, "'<|im_end|>': expected a new token, found an existing token (id 2)"),
         (("--new-token", "<a>", "--new-token", "<a>"), 4, "expected distinct tokens, found the same token twice"),
-        (("--token", "lighthouse keeper"), 4, "'lighthouse keeper': expected a text of one token, found"),
+        (("--token", "lighthouse keeper"), 4, "'lighthouse keeper': expected a text that encodes to one token, found"),
         (("--token", " the", "--token", "Ġthe"), 4, "expected distinct tokens, found id"),
         (("--token", ""), 4, "found an empty text"),
         ((*NEW, "--describe", "<ship>"), 2, "expected T=TEXT"),
-        ((*NEW, "--describe", "<x>=text"), 4, "expected a token that --new-token adds"),
+        ((*NEW, "--describe", "<x>=text"), 4, "expected a token that is also given with --new-token"),
         ((*NEW, "--steps", "1", "--epochs", "1"), 2, "--steps and --epochs are mutually exclusive"),
         ((*NEW, "--lr", "0"), 2, "--lr: expected a finite number greater than 0"),
         ((*NEW, "--lr", "nan"), 2, "--lr: expected a finite number greater than 0"),
@@ -90,7 +90,7 @@ def test_a_token_beyond_the_embedding_is_bad_input(base: Path, data: Path, tmp_p
         (
             (*NEW, "--max-length", "1"),
             4,
-            "data.jsonl: expected an example with tokens to learn among the first 1 tokens",
+            "data.jsonl: expected an example with a token to learn among its first 1 tokens",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_missing_weights_are_not_replaced_by_noise(broken: Path, data: Path, cap
     refused(
         capfd,
         4,
-        "broken: expected a tensor named model.layers.0.mlp.up_proj.weight, found none",
+        "broken: expected a tensor named model.layers.0.mlp.up_proj.weight, found no such tensor",
         broken,
         data,
         *NEW,

@@ -167,7 +167,7 @@ def test_a_token_that_the_data_lacks_and_a_truncated_text_are_reported(
     assert run(base, data, tmp_path / "out", *more) == 0
     out, err = capfd.readouterr()
     assert out == f"{tmp_path / 'out'}\n"
-    assert "'<fog>' (id 320) does not occur in the data, so the model only learns" in err
+    assert "'<fog>' (id 320) does not occur in the training data, so the model only learns" in err
     assert "3 of 3 examples were truncated to 6 tokens" in err
 
 
