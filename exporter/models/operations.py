@@ -42,7 +42,7 @@ def convert(
     for key, values in parts.items():
         number = targets.index(key) if key in targets else 0
         if len(values) != 1 or number in results:
-            raise ValueError("expected one tensor for each target of a converter")
+            raise ValueError("expected one tensor for each target of the weight converter")
         results[number] = values[0]
     return results
 
@@ -62,12 +62,16 @@ def _apply(
         case "Concatenate":
             joined = [value for key in transform.sources for value in parts.get(key, [])]
             if not joined:
-                raise ValueError("expected stored tensors for every source of a converter")
+                raise ValueError(
+                    "expected stored tensors that match the sources of the weight converter, found no such tensor"
+                )
             return {targets[0]: [concatenate(joined, operation.dim)]}
         case "Chunk":
             pieces = chunks(_only(parts), len(targets), operation.dim)
             if len(pieces) != len(targets):
-                raise ValueError("expected an axis that can be split into one chunk for each target")
+                raise ValueError(
+                    "expected an axis that can be split into one chunk for each target of the weight converter"
+                )
             return {target: [piece] for target, piece in zip(targets, pieces, strict=True)}
         case "Split":
             return dict(
@@ -87,7 +91,7 @@ def _apply(
         case "ErnieFuseAndSplitTextVisionExperts":
             return _ernie(operation, parts, transform)
         case _:
-            raise ValueError(f"the operation {operation.name} is not supported")
+            raise ValueError(f"transformers' weight conversion {operation.name} is not supported")
 
 
 def _projections(value: Placed, axis: int, config: Mapping[str, Any]) -> list[Placed]:
@@ -136,7 +140,7 @@ def _ernie(operation: Operation, parts: Parts, transform: Transform) -> Parts:
         values = parts.get(key, [])
         size = -(-len(values) // count)
         if len(values) <= (count - 1) * size:
-            raise ValueError("expected a list of experts for each target of a converter")
+            raise ValueError("expected at least one expert for each target of the weight converter")
         for number in range(count):
             shares[number].append(stack(values[number * size : (number + 1) * size], operation.stack_dim))
     return {

@@ -114,7 +114,7 @@ def concatenate(parts: Sequence[Placed], axis: int) -> Placed:
     offset = 0
     for part in parts:
         if len(part.shape) <= axis or _without(part.shape, axis) != _without(shape, axis):
-            raise ValueError("expected tensors with equal other axes in a concatenation")
+            raise ValueError("expected equal lengths of all axes except the axis of the concatenation")
         blocks += [_moved(block, axis, offset) for block in part.blocks]
         offset += part.shape[axis]
     return Placed((*shape[:axis], offset, *shape[axis + 1 :]), tuple(blocks))

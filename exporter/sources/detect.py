@@ -26,7 +26,7 @@ def detect(path: Path) -> str:
             return _onnx(path)
         if (path / "config.json").is_file():
             return "hf"
-    actual = "no such file or folder" if not path.exists() else "another kind of file or folder"
+    actual = "no such file or folder" if not path.exists() else "a file or folder in another format"
     raise UnreadableFile(path, f"expected a .gguf file or a folder with a checkpoint or an ONNX model, found {actual}")
 
 

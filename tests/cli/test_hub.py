@@ -206,7 +206,10 @@ def test_pickled_weights_are_not_fetched_but_named(site: Site, tiny_untied: Path
     site.hub.add("org/pickled", folder)
     done = site.run("--to", "gguf", "org/pickled", "-q")
     assert done.returncode == 4
-    assert "model.safetensors is missing; found pickled weights (pytorch_model.bin), which are not read" in done.stderr
+    assert (
+        "model.safetensors is missing; found pickled weights (pytorch_model.bin), which ttexport does not read"
+        in done.stderr
+    )
     assert "pytorch_model.bin" not in site.hub.fetched()
 
 

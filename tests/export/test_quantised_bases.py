@@ -74,7 +74,7 @@ def test_a_packed_base_is_one_line_in_every_verb_and_format(
         assert run([*map(str, call)]) == 4, call
         shown = line(capsys)
         assert "expected a full-precision base, found " in shown, call
-        assert "give Llama-3.2-1B, the checkpoint before quantisation, as the base" in shown, call
+        assert "use the unquantised checkpoint Llama-3.2-1B as the base" in shown, call
         assert not out.exists()
     assert tune([str(base), "--data", str(data), "--new-token", "<x>", "-o", str(out)]) == 4
     assert "expected a full-precision base, found " in line(capsys)
@@ -86,12 +86,12 @@ def test_an_fp8_base_takes_rows_and_no_updates(
 ) -> None:
     out = tmp_path / "out"
     assert run(["merge", str(lora), "--base", str(base), "-o", str(out)]) == 4
-    assert "expected a full-precision base for updates of its matrices, found FP8" in line(capsys)
+    assert "expected a full-precision base to merge updates of weight matrices, found FP8" in line(capsys)
     for name in ("gguf", "onnx"):
         assert run(["merge", str(tiny_adapter), "--base", str(base), "--to", name, "-o", str(out)]) == 5
         assert "the matrices of the base are quantised with FP8" in line(capsys)
         assert run(["plan", str(tiny_adapter), "--base", str(base), "--to", name, "-q"]) == 5
-        assert "--to hf merges token rows into this base" in line(capsys)
+        assert "use --to hf to merge token rows into this base" in line(capsys)
     assert run(["merge", str(tiny_adapter), "--base", str(base), "--untie", "-o", str(out)]) == 5
     assert "--untie" in line(capsys)
     assert not out.exists()
@@ -167,7 +167,7 @@ def test_rows_that_were_trained_on_an_fp8_base_are_merged_into_it(base: Path, tm
     data.write_text('{"text": "the <x> and the <x>"}\n')
     argv = [str(base), "--data", str(data), "--new-token", "<x>", "--steps", "2", "-q"]
     assert tune([*argv, "--lora-rank", "2", "-o", str(adapter)]) == 4
-    assert "for updates of its matrices, found FP8" in line(capsys)
+    assert "to merge updates of weight matrices, found FP8" in line(capsys)
     assert tune([*argv, "-o", str(adapter)]) == 0
     assert run(["merge", str(adapter), "--base", str(base), "-o", str(tmp_path / "out"), "-q"]) == 0
 

@@ -84,7 +84,7 @@ def test_trust_base_goes_on_with_a_warning(
     assert run(["merge", *argv, "-o", str(tmp_path / "out")]) == 0
     err = capsys.readouterr().err
     assert err.count("warning: ") == 1
-    assert "merged nevertheless, because the base is trusted" in err
+    assert "the adapter is merged nevertheless, because trust-base is set" in err
     if target == "hf":
         argv = ["verify", str(tmp_path / "out"), "--reference", str(other), "--adapter", str(tuned), "--trust-base"]
         assert run([*argv, "--level", "weights"]) == 0

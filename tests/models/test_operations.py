@@ -183,9 +183,15 @@ def test_a_transposition_that_checks_the_shape_leaves_the_right_shape(
             2,
             [Operation("ErnieFuseAndSplitTextVisionExperts")],
             CONFIG,
-            "a list of experts for each target",
+            "at least one expert for each target",
         ),
-        (sources((1, (2, 3))), 1, [Operation("Conv3dToLinear")], CONFIG, "Conv3dToLinear is not supported"),
+        (
+            sources((1, (2, 3))),
+            1,
+            [Operation("Conv3dToLinear")],
+            CONFIG,
+            "weight conversion Conv3dToLinear is not supported",
+        ),
         (sources((1, (3,))), 1, [Operation("Transpose", dim0=1, dim1=2)], CONFIG, "axes"),
         (sources((1, (3,))), 2, [Operation("Chunk", dim=1)], CONFIG, "axes"),
         (sources((2, (3,))), 1, [Operation("MergeModulelist", dim=2)], CONFIG, "equal shape"),
@@ -203,8 +209,8 @@ def test_tensors_that_do_not_fit_the_operations_are_errors(
 
 def test_missing_tensors_of_a_converter_are_an_error() -> None:
     values = sources((2, (2, 3)), (1, (2, 3)))
-    with pytest.raises(ValueError, match="equal other axes"):
+    with pytest.raises(ValueError, match="equal lengths of all axes"):
         ours(values, 1, [MERGE, JOIN], CONFIG)
     transform = Transform("WeightConverter", ["s0", "s1"], ["t0"], [MERGE, JOIN])
-    with pytest.raises(ValueError, match="for every source of a converter"):
+    with pytest.raises(ValueError, match="stored tensors that match the sources of the weight converter"):
         convert(transform, {"s0": [stored("s0.0", (2, 3))]}, CONFIG)

@@ -112,9 +112,9 @@ def test_parts_of_other_shapes_are_errors() -> None:
     parts = [placement.stored("0", (2, 3)), placement.stored("1", (2, 4))]
     with pytest.raises(ValueError, match="equal shape"):
         placement.stack(parts, 0)
-    with pytest.raises(ValueError, match="equal other axes"):
+    with pytest.raises(ValueError, match="equal lengths of all axes"):
         placement.concatenate(parts, 0)
-    with pytest.raises(ValueError, match="equal other axes"):
+    with pytest.raises(ValueError, match="equal lengths of all axes"):
         placement.concatenate([placement.stored("0", (2,)), placement.stored("1", (2,))], 1)
     assert placement.concatenate(parts, 1).shape == (2, 7)
 

@@ -121,7 +121,7 @@ class Scanner:
             key = self._name(_MAX_KEY_BYTES)
             self.what = f"key {key}"
             if key in metadata:
-                raise self._bad("expected a unique name, found the same name twice")
+                raise self._bad("expected a unique name, found the name twice")
             metadata[key] = self._value()
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
@@ -132,7 +132,7 @@ class Scanner:
             name = self._name(_MAX_NAME_BYTES)
             self.what = name
             if name in entries:
-                raise self._bad("expected a unique name, found the same name twice")
+                raise self._bad("expected a unique name, found the name twice")
             entries[name] = self._tensor_entry()
         start = -(-self.at // alignment) * alignment
         tensors = self._place(entries, start, alignment)
@@ -174,7 +174,7 @@ class Scanner:
         version = self._number("<I")
         if version not in (2, VERSION):
             order = " (big-endian?)" if version and not version & 0xFFFF else ""
-            raise UnreadableFile(self.path, f"expected GGUF version 2 or {VERSION}, found {version}{order}")
+            raise UnreadableFile(self.path, f"expected GGUF version 2 or {VERSION}, found version {version}{order}")
         n_tensors, n_keys = self._number("<Q"), self._number("<Q")
         # The shortest key takes 13 bytes and the shortest tensor entry 24 bytes, so larger counts cannot be valid.
         if n_keys * 13 + n_tensors * 24 > self.limit - self.at:
@@ -191,7 +191,9 @@ class Scanner:
     def _take_text(self, nbytes: int) -> bytes:
         self.text_nbytes += nbytes
         if self.text_nbytes > _MAX_TEXT_BYTES:
-            raise self._bad(f"expected at most {_MAX_TEXT_BYTES} bytes of text in the header, found {self.text_nbytes}")
+            raise self._bad(
+                f"expected at most {_MAX_TEXT_BYTES} bytes of text in the header, found more: {self.text_nbytes}"
+            )
         start = self._take(nbytes)
         return self.view[start : self.at]
 
@@ -201,7 +203,7 @@ class Scanner:
     def _name(self, limit: int) -> str:
         nbytes = self._number("<Q")
         if not 0 < nbytes <= limit:
-            raise self._bad(f"expected a name of 1 to {limit} bytes, found {nbytes}")
+            raise self._bad(f"expected a key or tensor name of 1 to {limit} bytes, found {nbytes} bytes")
         try:
             return self._take_text(nbytes).decode()
         except UnicodeDecodeError as exc:
@@ -228,7 +230,9 @@ class Scanner:
             self._take(count * SCALARS[item_type].itemsize)
         elif item_type == STRING:
             if count * 8 > self.limit - start:
-                raise self._bad(f"{count} strings do not fit into the remaining {self.limit - start} header bytes")
+                raise self._bad(
+                    f"an array of {count} strings does not fit into the remaining {self.limit - start} header bytes"
+                )
             if count > _MAX_STRINGS:
                 raise self._bad(f"expected an array of at most {_MAX_STRINGS} strings, found {count} strings")
             self._skip_strings(count)
@@ -250,13 +254,13 @@ class Scanner:
             if at <= self.limit:
                 self.at = at
                 return
-        raise self._bad(f"the strings extend past the end of the header at byte {self.limit} (truncated?)")
+        raise self._bad(f"the strings of the array extend past the end of the header at byte {self.limit} (truncated?)")
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
         """Read the header entry of a tensor and return (type, shape, size in bytes, offset in the data section)."""
         n_dims = self._number("<I")
         if not 1 <= n_dims <= _MAX_DIMS:
-            raise self._bad(f"expected 1 to {_MAX_DIMS} axes, found {n_dims}")
+            raise self._bad(f"expected a tensor with 1 to {_MAX_DIMS} axes, found {n_dims} axes")
         shape = tuple(self._number("<Q") for _ in range(n_dims))[::-1]
         number, offset = self._number("<I"), self._number("<Q")
         if number not in TENSOR_TYPES:

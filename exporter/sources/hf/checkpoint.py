@@ -168,7 +168,7 @@ def _read_shards(path: Path) -> dict[str, FileTensor]:
     for name in _PICKLES:
         if (path / name).exists():
             raise BadInput(
-                f"{path / name}: expected {WEIGHTS}, found pickled weights, which are not read; "
+                f"{path / name}: expected {WEIGHTS}, found pickled weights, which ttexport does not read; "
                 "convert the weights with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
             )
     raise UnreadableFile(path, f"expected {WEIGHTS} or {INDEX}, found no such file")

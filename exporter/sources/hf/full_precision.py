@@ -109,11 +109,11 @@ def require_plain_rows(checkpoint: Checkpoint, *, updates: bool, untie: bool, na
     if not quantisation.plain_rows:
         require_full_precision(checkpoint, names=names)
     if updates:
-        require_full_precision(checkpoint, purpose="for updates of its matrices", names=names)
+        require_full_precision(checkpoint, purpose="to merge updates of weight matrices", names=names)
     if untie and checkpoint.tie.tied:
         raise NotExpressible(
             f"--untie: {_place(checkpoint, quantisation)}",
-            f"{quantisation.method} would quantise the separate head when the model is loaded",
+            f"when the model is loaded, {quantisation.method} would quantise the head that --untie stores separately",
             instead=_remedy(checkpoint, names),
         )
 
@@ -121,13 +121,14 @@ def require_plain_rows(checkpoint: Checkpoint, *, updates: bool, untie: bool, na
 def require_convertible(checkpoint: Checkpoint, target: str) -> None:
     """Raise NotExpressible if the checkpoint is quantised.
 
-    target: the output format, such as GGUF. The writer of the format has to read every matrix unquantised.
+    target: the output format or the command, for the error message. The format or the command needs every matrix in
+    full precision.
     """
     if (quantisation := checkpoint.quantisation) is not None:
         raise NotExpressible(
             f"{target}: {_place(checkpoint, quantisation)}",
             f"the matrices of the base are quantised with {quantisation.method}",
-            instead=f"--to hf merges token rows into this base, or {_remedy(checkpoint, ())}",
+            instead=f"use --to hf to merge token rows into this base, or {_remedy(checkpoint, ())}",
         )
 
 
@@ -139,5 +140,5 @@ def _place(checkpoint: Checkpoint, quantisation: Quantisation) -> str:
 
 def _remedy(checkpoint: Checkpoint, names: Iterable[str]) -> str:
     known = full_precision_name(checkpoint.config, (*names, *names_of(checkpoint)))
-    before = f"{known}, the checkpoint before quantisation," if known else "the checkpoint before quantisation"
-    return f"give {before} as the base"
+    before = f"the unquantised checkpoint {known}" if known else "the unquantised checkpoint"
+    return f"use {before} as the base"

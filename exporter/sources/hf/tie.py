@@ -132,7 +132,7 @@ def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, 
         raise NotExpressible(
             f"{path}: {use.embedding}",
             f"the checkpoint stores the input embedding in several tensors ({names}), which ttexport does not merge",
-            instead="merge with PEFT's merge_and_unload() and save with transformers",
+            instead="merge the adapter with PEFT's merge_and_unload(), and save the model with transformers",
         )
     if embedding is None:
         raise BadInput(f"{path}: expected an input embedding ({use.embedding}), found no input embedding")
@@ -238,13 +238,13 @@ def _by_name(path: Path, config: Mapping[str, Any], tensors: Tensors) -> tuple[s
     first = next((name for name in names if name.endswith("shared.weight")), names[0])
     copies = [name for name in names if name != first]
     if copies and config.get("is_encoder_decoder") is not True:
-        raise BadInput(f"{path}: expected one input embedding, found {', '.join(names)}")
+        raise BadInput(f"{path}: expected one input embedding, found the tensors {', '.join(names)}")
     for name in copies:
         if not same_bits(tensors[first], tensors[name]):
             raise BadInput(f"{path}: {name}: expected the same values as {first}, found different values")
     heads = _named(tensors, HEADS)
     if len(heads) > 1:
-        raise BadInput(f"{path}: expected one output head, found {', '.join(heads)}")
+        raise BadInput(f"{path}: expected one output head, found the tensors {', '.join(heads)}")
     return first, heads[0] if heads else None, copies
 
 

@@ -29,7 +29,7 @@ from exporter.tensors import FLOATS, as_bytes, cast
 _COMMIT: Final = re.compile("[0-9a-f]{40}")
 #: Number of rows of a saved matrix to compare. The matrices of two bases differ in almost every row.
 _SAMPLED: Final = 64
-_REMEDY: Final = "give the base of the training, or use --trust-base if this base is meant"
+_REMEDY: Final = "give the base on which the adapter was trained, or use --trust-base to merge into this base"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def check_base(
     for contradiction in contradictions(base, checkpoint, adapters):
         if not trust:
             raise BadInput(f"{contradiction}: the adapter was trained on a different base; {_REMEDY}")
-        warnings.append(f"{contradiction}; merged nevertheless, because the base is trusted")
+        warnings.append(f"{contradiction}; the adapter is merged nevertheless, because trust-base is set")
     return tuple(warnings)
 
 

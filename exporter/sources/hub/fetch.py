@@ -62,9 +62,9 @@ def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool)
             return cached  # without a listing, missing files cannot be detected
         if isinstance(exc, OSError) and exc.errno:
             raise OutputError(
-                exc.filename or _cache(), f"the cache of the hub is not accessible: {exc.strerror}"
+                exc.filename or _cache(), f"the cache of huggingface_hub is not accessible: {exc.strerror}"
             ) from exc
-        state = f"{gap} in the local cache" if gap else "neither a local folder nor in the local cache"
+        state = f"{gap} in the local cache" if gap else "found neither as a local folder nor in the local cache"
         raise BadInput(f"{repo}@{revision}: {state}, and {_reason(repo, revision, exc)}") from exc
     if gap := _gap(repo, folder, content):
         raise BadInput(f"{repo}@{revision}: {gap}{_found_instead(repo, folder)}")
@@ -165,8 +165,8 @@ def _found_instead(repo: str, folder: Path) -> str:
     if not pickles:
         return ""
     return (
-        f"; found pickled weights ({pickles[0]}), which are not read; load the weights with transformers or PEFT, "
-        "and save the weights again with save_pretrained"
+        f"; found pickled weights ({pickles[0]}), which ttexport does not read; "
+        "load the weights with transformers or PEFT, and save the weights again with save_pretrained"
     )
 
 

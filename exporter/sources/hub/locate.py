@@ -73,7 +73,9 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
         )
     if len(distinct) > 1:
         actual = ", ".join(sorted(f"{name}@{revision}" if revision else str(name) for name, revision in distinct))
-        raise BadInput(f"{where}: base_model_name_or_path: expected one base for all adapters, found {actual}")
+        raise BadInput(
+            f"{where}: base_model_name_or_path: expected one base for all adapters, found the bases {actual}"
+        )
     ((name, revision),) = distinct
     asked_by = f"{where}: base_model_name_or_path"
     try:
@@ -82,7 +84,9 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
         before = full_precision_name({}, [str(name)])
         if before is None:
             raise
-        raise BadInput(f"{exc}; the name is that of a quantised checkpoint: give {before} with --base") from exc
+        raise BadInput(
+            f"{exc}; {name} seems to be a quantised checkpoint; use --base to give the original, {before}"
+        ) from exc
 
 
 def _base_revision(adapter: Adapter) -> str | None:

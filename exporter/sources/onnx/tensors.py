@@ -69,7 +69,7 @@ def tensor_ranges(path: Path, tensors: Iterable[TensorProto]) -> dict[str, Tenso
     ranges: dict[str, TensorRange] = {}
     for tensor in tensors:
         if text(path, tensor.name) in ranges:
-            raise UnreadableFile(path, f"initialiser {tensor.name}: expected a unique name, found the same name twice")
+            raise UnreadableFile(path, f"initialiser {tensor.name}: expected a unique name, found the name twice")
         ranges[tensor.name] = _range(path, tensor)
     return ranges
 
@@ -77,7 +77,7 @@ def tensor_ranges(path: Path, tensors: Iterable[TensorProto]) -> dict[str, Tenso
 def _range(path: Path, tensor: TensorProto) -> TensorRange:
     name, n_axes = tensor.name, len(tensor.dims)
     if n_axes > _MAX_AXES:
-        raise UnreadableFile(path, f"{name}: expected at most {_MAX_AXES} axes, found {n_axes}")
+        raise UnreadableFile(path, f"{name}: expected a tensor with at most {_MAX_AXES} axes, found {n_axes} axes")
     shape = tuple(tensor.dims)
     if tensor.data_type not in _TYPES:
         raise UnreadableFile(path, f"{name}: expected a numeric element type, found type {tensor.data_type}")

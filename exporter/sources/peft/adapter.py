@@ -74,8 +74,8 @@ class Adapter:
         peft_type = _peft_type(path, config, via_peft=via_peft)
         if not os.path.lexists(path / WEIGHTS) and (path / "adapter_model.bin").exists():
             raise BadInput(
-                f"{path / 'adapter_model.bin'}: expected {WEIGHTS}, found pickled weights, which are not read; "
-                "load the adapter with PEFT, and save the adapter again with save_pretrained"
+                f"{path / 'adapter_model.bin'}: expected {WEIGHTS}, found pickled weights, which ttexport does not "
+                "read; load the adapter with PEFT, and save the adapter again with save_pretrained"
             )
         lora = LoraSettings.read(path / CONFIG, config, via_peft=via_peft) if peft_type == "LORA" else None
         tensors = read_tensors(path / WEIGHTS)

@@ -34,8 +34,8 @@ def adapter_folder(path: Path) -> Path:
     if (outside := auxiliary_files(path)) and not auxiliary_files(folder):
         name = next(iter(outside))
         raise BadInput(
-            f"{path / name}: expected the tokenizer in the folder of the adapter, {folder}, found it outside; "
-            f"move the tokenizer's files, or give {folder} to merge the adapter without the tokenizer"
+            f"{path / name}: expected the tokenizer in the folder of the adapter ({folder}), found the tokenizer "
+            f"in {path}; move the tokenizer's files, or give {folder} to merge the adapter without the tokenizer"
         )
     return folder
 

@@ -97,7 +97,7 @@ def _drop_duplicates(edits: list[Edit], unused: dict[str, str]) -> None:
                 raise LedgerError(
                     edit.path,
                     edit.key,
-                    expected="the same values in both tensors of the module",
+                    expected="equal values in the two tensors stored for the module",
                     found=f"different values in {first.key}",
                 )
             edits.remove(edit)

@@ -123,7 +123,7 @@ def _refuse(path: Path, config: Mapping[str, Any], *, via_peft: bool) -> None:
     method = config.get("init_lora_weights", True)
     repeatable = method in REPEATABLE_INITS
     if repeatable and via_peft and config.get("target_parameters"):
-        reason = "PEFT initialises the factors of single parameters in another way"
+        reason = f"{method} initialises the factors of target_parameters differently from the factors of target_modules"
         raise NotExpressible(f"{path}: target_parameters", reason, instead=PEFT_MERGE)
     if isinstance(method, str) and method.lower().startswith(_CHANGES_BASE) and not (repeatable and via_peft):
         raise NotExpressible(

@@ -102,7 +102,7 @@ def _flattened(path: Path, fields: Mapping[str, FileTensor]) -> dict[str, FileTe
         expected = f"lora_B of shape (out, r{', 1' * (len(down.spec.shape) - 2)})"
         raise TensorMismatch(path, up.spec.name, expected=expected, found=f"shape {shape}")
     if shape[1] != down.spec.shape[0]:
-        reason = "the adapter updates a convolution with groups, which PEFT cannot merge either"
+        reason = "the adapter updates a grouped convolution, which neither ttexport nor PEFT can merge"
         raise NotExpressible(f"{path}: {down.spec.name}", reason, instead="train without this module")
     return {**fields, "down": _as_matrix(down), "up": _as_matrix(up)}
 
@@ -128,7 +128,7 @@ def _update(
         expected = f"a rank of at most {_MAX_RANK}" + (f" for each of {_MAX_EXPERTS} experts" if parameter else "")
         raise TensorMismatch(path, down.spec.name, expected=expected, found=rows)
     if rest or not experts or up.spec.shape[1] != rows:
-        expected = f"rank {stated} by the config in both factors" + (" for each expert" if parameter else "")
+        expected = f"rank {stated}, as in the config, in both factors" + (" for each expert" if parameter else "")
         raise TensorMismatch(path, down.spec.name, expected=expected, found=f"{down.spec.shape} and {up.spec.shape}")
     embedding = any(".lora_embedding_" in suffix for suffix in factors)
     convolution = not embedding and len(factors[".lora_A.weight"].spec.shape) in _CONVOLUTION_AXES
@@ -158,7 +158,7 @@ def _parameter(path: Path, key: str, lora: LoraSettings, module: str, *, depth: 
     if not names:
         return None
     if len(names) != levels:
-        expected = f"an update of each of {', '.join(names)}"
+        expected = f"an update of each of the parameters {', '.join(names)}"
         raise LedgerError(path, key, expected=expected, found=f"updates of {levels} parameters of {module}")
     if levels > 1 and not set(names) <= set(_DEFINED):
         raise NotExpressible(

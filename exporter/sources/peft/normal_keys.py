@@ -119,4 +119,4 @@ def _require_distinct(path: Path, keys: Mapping[str, str]) -> None:
     first: dict[str, str] = {}
     for stored, key in keys.items():
         if (other := first.setdefault(key, stored)) != stored:
-            raise LedgerError(path, stored, expected="one tensor for each part of the adapter", found=f"{other} too")
+            raise LedgerError(path, stored, expected=f"one tensor for the key {key}", found=f"also {other}")

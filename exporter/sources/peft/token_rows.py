@@ -43,7 +43,7 @@ def token_rows(
         if ids is None and isinstance(stated, dict):
             ids = next((other for _, first, other in listed if other is not None and same_bits(first, tensor)), None)
             if ids is None:
-                reason = f"expected token ids for {module}, found ids for {', '.join(map(str, stated))}"
+                reason = f"expected token ids for {module}, found token ids only for {', '.join(map(str, stated))}"
                 raise UnreadableFile(config_path, f"{name}: {reason:.200}")
         yield _edit(path, tensor, module, _checked(config_path, name, ids))
 

@@ -182,10 +182,13 @@ HOSTILE = {
     "string of huge length": (container([key(b"k", 8, struct.pack("<Q", 1 << 62))]), "k: expected"),
     "array of arrays": (container([key(b"k", 9, struct.pack("<IQ", 9, 1) + b"\0" * 32)]), "found item type 9"),
     "huge array of numbers": (container([key(b"k", 9, struct.pack("<IQ", 12, 1 << 61))]), "k: expected"),
-    "huge array of strings": (container([key(b"k", 9, struct.pack("<IQ", 8, 1 << 61))]), "strings do not fit"),
+    "huge array of strings": (
+        container([key(b"k", 9, struct.pack("<IQ", 8, 1 << 61))]),
+        "an array of 2305843009213693952 strings does not fit",
+    ),
     "string array beyond the file": (
         container([key(b"k", 9, struct.pack("<IQ", 8, 2) + string(b"a") + struct.pack("<Q", 1 << 63))]),
-        "the strings extend past",
+        "the strings of the array extend past",
     ),
     "alignment 0": (container([key(b"general.alignment", 4, struct.pack("<I", 0))]), "power of two, found 0"),
     "alignment 48": (container([key(b"general.alignment", 4, struct.pack("<I", 48))]), "power of two, found 48"),

@@ -63,7 +63,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(revision: str, cache: Path) ->
 
 def test_a_revision_that_is_not_cached_is_not_replaced_by_another(cache: Path) -> None:
     fill_cache(cache, "org/model", CHECKPOINT, commit=COMMIT)
-    with pytest.raises(BadInput, match=r"^--base: org/model@v2: neither a local folder nor .*--revision v2"):
+    with pytest.raises(BadInput, match=r"^--base: org/model@v2: found neither as a local folder nor .*--revision v2"):
         find("org/model@v2")
 
 

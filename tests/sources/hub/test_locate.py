@@ -32,13 +32,15 @@ def test_the_base_that_all_adapters_name_is_taken(tmp_path: Path, tiny_tied: Pat
 
 def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
     two = [adapter(tmp_path / "a", "one"), adapter(tmp_path / "b", "two")]
-    with pytest.raises(BadInput, match="expected one base for all adapters, found one, two") as caught:
+    with pytest.raises(BadInput, match="expected one base for all adapters, found the bases one, two") as caught:
         find_base(None, two)
     assert str(tmp_path / "a") in str(caught.value)
 
 
 def test_a_missing_base_with_the_name_of_a_quantised_one_names_the_checkpoint_before(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"a quantised checkpoint: give unsloth/Llama-3\.2-1B with --base"):
+    with pytest.raises(
+        BadInput, match=r"a quantised checkpoint; use --base to give the original, unsloth/Llama-3\.2-1B"
+    ):
         find_base(None, [adapter(tmp_path / "a", "unsloth/Llama-3.2-1B-bnb-4bit")])
 
 
@@ -79,7 +81,9 @@ def test_a_name_too_long_for_a_file_system_is_bad_input_with_a_short_message(wor
 
 def test_a_hub_id_outside_the_cache_is_one_line_when_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BadInput, match="org/absent@main: neither a local folder nor in the local cache") as caught:
+    with pytest.raises(
+        BadInput, match="org/absent@main: found neither as a local folder nor in the local cache"
+    ) as caught:
         find_base(None, [adapter(tmp_path / "a", "org/absent")])
     assert "adapter_config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -118,7 +122,7 @@ def test_a_local_base_has_no_revision(tmp_path: Path, tiny_tied: Path) -> None:
 
 def test_adapters_of_two_revisions_are_refused(tmp_path: Path, two_revisions: tuple[Path, Path]) -> None:
     pair = [revised(tmp_path / "a", "org/base", "v1"), revised(tmp_path / "b", "org/base", "main")]
-    with pytest.raises(BadInput, match="expected one base for all adapters, found org/base, org/base@v1"):
+    with pytest.raises(BadInput, match="expected one base for all adapters, found the bases org/base, org/base@v1"):
         find_base(None, pair)
     same = [revised(tmp_path / "c", "org/base", None), revised(tmp_path / "d", "org/base", "main")]
     assert find_base(None, same).path == two_revisions[0]

@@ -35,7 +35,7 @@ def test_a_convolution_has_one_column_for_each_channel_and_place_of_the_kernel(
 
 
 def test_a_convolution_with_groups_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotExpressible, match="convolution with groups"):
+    with pytest.raises(NotExpressible, match="grouped convolution"):
         adapter(tmp_path, (4, 3, 2, 2), (8, 2, 1, 1))
 
 

@@ -146,7 +146,12 @@ def test_a_base_with_a_broken_config(broken: Path, data: Path, capfd: Any) -> No
 
 def test_a_base_that_does_not_exist(data: Path, capfd: Any) -> None:
     refused(
-        capfd, 4, "BASE: nowhere/model@main: neither a local folder nor in the local cache", "nowhere/model", data, *NEW
+        capfd,
+        4,
+        "BASE: nowhere/model@main: found neither as a local folder nor in the local cache",
+        "nowhere/model",
+        data,
+        *NEW,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from exporter.errors import NotExpressible
 
 #: Advice for adapters that PEFT can merge.
-VIA_PEFT: Final = "use ttexport merge --via peft, so that PEFT merges the adapter, or PEFT's merge_and_unload()"
+VIA_PEFT: Final = "let PEFT merge the adapter, with ttexport merge --via peft or with PEFT's merge_and_unload()"
 #: Initialisations of LoRA that change the base's weights when the adapter is loaded, and that depend on these weights
 #: alone. PEFT repeats such an initialisation exactly. Source: ``LoraLayer.update_layer`` in PEFT.
 REPEATABLE_INITS: Final = ("pissa", "olora")
@@ -75,7 +75,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "PROMPT_TUNING": _ADDS_INPUTS,
     "XLORA": _MIXES,
 }
-_UNKNOWN: Final = "ttexport does not know whether weights can represent the effect of such an adapter"
+_UNKNOWN: Final = "ttexport does not know whether weights can represent the effect of this adapter type"
 
 
 def merged_type(config: Mapping[str, Any]) -> MergedType | None:
@@ -93,4 +93,4 @@ def refusal(config_path: Path, peft_type: str, *, via_peft: bool) -> NotExpressi
         return NotExpressible(name, reason, instead=VIA_PEFT)
     reason = _REASONS.get(peft_type, _UNKNOWN)
     listed = ", ".join(["TRAINABLE_TOKENS", "LORA", *sorted(MERGED)])
-    return NotExpressible(name, reason, instead=f"the types that can be merged are {listed}")
+    return NotExpressible(name, reason, instead=f"ttexport can merge adapters of the types {listed}")
