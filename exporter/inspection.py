@@ -75,7 +75,7 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     tie, specs = checkpoint.tie, [tensor.spec for tensor in checkpoint.tensors.values()]
     head = "tied to the embedding" if tie.tied else tie.head
     if tie.tied and tie.head:
-        head = f"{tie.head}, a stored copy of the embedding"
+        head = f"{tie.head}, which is a copy of the embedding"
     facts = {
         "model type": checkpoint.config.get("model_type", "not named"),
         "parameters": sum(math.prod(spec.shape) for spec in specs),

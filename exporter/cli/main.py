@@ -76,17 +76,17 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="ttexport", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Ship models with taught tokens: merge, export and prove.
+    """Merge adapters with taught tokens into models, export the models, and verify the exported files.
 
     \b
     In an adapter folder:
       ttexport merge --to onnx          merge into the adapter's base, write an ONNX folder
-      ttexport --to gguf                the same as `ttexport export --to gguf`
+      ttexport --to gguf                short for `ttexport export --to gguf`
       ttexport merge A --base B --to hf --to gguf --to onnx -o OUT
 
     \b
-    Exit codes: 0 done, 1 unexpected, 2 usage, 3 not equivalent, 4 bad input,
-    5 format cannot represent the model, 6 missing optional dependency, 7 no space or IO.
+    Exit codes: 0 success, 1 unexpected error, 2 wrong usage, 3 artifact not equivalent, 4 bad input,
+    5 format cannot represent the model, 6 missing optional package, 7 output cannot be written.
     """
 
 

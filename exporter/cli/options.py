@@ -56,8 +56,9 @@ _TALK_OPTIONS = (
 in_place_option = click.option(
     "--in-place",
     is_flag=True,
-    help="Modify BASE itself. The next patch undoes an interrupted patch from a journal next to BASE. If unchanged "
-    "bytes must move, a new file replaces BASE.",
+    help="Write the token rows into BASE itself. If the patch is interrupted, the next patch of BASE restores the old "
+    "bytes first. If other bytes must move, for example because the vocabulary grows, BASE is replaced by a new file "
+    "or folder.",
 )
 
 

@@ -49,7 +49,7 @@ def check_release(folder: Path, trust: Trust | None = None) -> Report:
         )
     else:
         reason = (
-            "neither --public-key nor --identity was given"
+            "not checked, because neither --public-key nor --identity was given"
             if (folder / SIGNATURE).is_file()
             else "the release has no signature"
         )
@@ -67,7 +67,7 @@ def require_as_released(report: Report) -> None:
     if not report.passed:
         first, *others = report.failures
         more = f" (and {len(others)} more failed checks)" if others else ""
-        line = f"{report.artifact}: the folder differs from the release: {first.name}: {first.detail}{more}"
+        line = f"{report.artifact}: the folder does not match its manifest: {first.name}: {first.detail}{more}"
         raise NotEquivalent(line, document([report]))
 
 
@@ -85,7 +85,7 @@ class _ReleaseFolder:
         canonical = manifests.to_bytes(self.manifest)
         paths = [file.path for file in self.manifest.files]
         ordered = paths == sorted(set(paths))
-        disorder = None if ordered else "expected a sorted list of files without duplicates"
+        disorder = None if ordered else "expected the files to be listed in sorted order, each once"
         yield _check(manifests.NAME, _first_difference(canonical, self.content) or disorder)
         statement = provenance.to_bytes(self.manifest)
         yield self._compared(provenance.NAME, statement)
@@ -152,7 +152,7 @@ class _ReleaseFolder:
         return (
             None
             if rendered.keys() <= listed
-            else f"{min(rendered.keys() - listed)}: expected an entry in the manifest, found no entry"
+            else f"{min(rendered.keys() - listed)}: the manifest does not list this file"
         )
 
     def _content_fault(self, file: FileEntry) -> str | None:
@@ -177,7 +177,7 @@ class _ReleaseFolder:
     def _artifact_fault(self, listed: Mapping[str, FileEntry]) -> str | None:
         for artifact in self.manifest.artifacts:
             if not any(path == artifact.path or path.startswith(f"{artifact.path}/") for path in listed):
-                return f"{artifact.path}: expected files of job {artifact.job}, found none"
+                return f"{artifact.path}: the manifest lists no file of this artifact (job {artifact.job})"
             if artifact.verdict is not None and not artifact.verdict.passed:
                 return f"{artifact.path}: the verification of this artifact failed"
         return None
@@ -212,7 +212,7 @@ def _first_difference(expected: bytes, actual: bytes) -> str | None:
     for number, (line, other) in enumerate(zip_longest(expected_lines, actual_lines, fillvalue=b""), 1):
         if line != other:
             return f"line {number}: expected {line!r:.100}, found {other!r:.100}"
-    raise AssertionError("different documents must contain a different line")
+    raise AssertionError("the bytes of the two documents differ, but no line differs")
 
 
 def _check(name: str, reason: str | None) -> Check:

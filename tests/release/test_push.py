@@ -211,7 +211,7 @@ def test_offline_mode_is_named(site: Site, finished: Path) -> None:
 def test_a_changed_release_is_not_sent(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "release")
     (folder / "README.md").write_text("better\n")
-    with pytest.raises(NotEquivalent, match="the folder differs from the release"):
+    with pytest.raises(NotEquivalent, match="the folder does not match its manifest"):
         push(folder, "org/lamps", dry_run=True)
 
 

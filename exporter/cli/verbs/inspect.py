@@ -22,7 +22,7 @@ from exporter.sources.hub.locate import locate
 def inspect(path: str, as_json: bool, tensors: bool) -> None:
     """Show the content of PATH: an adapter, a checkpoint, a .gguf file or an ONNX folder. Only headers are read.
 
-    For an ONNX folder, every model file is listed, but only the tensors of the first model file. An adapter or a
+    For an ONNX folder, the names of all model files and the tensors of the first model file are listed. An adapter or a
     checkpoint may be a hub id (org/name, org/name@revision).
     """
     document = inspect_path(locate(path, asked_by="PATH"))

@@ -35,9 +35,10 @@ from exporter.verify.report import Report
     type=click.Choice(LEVELS),
     default="rows",
     show_default=True,
-    help="off: no check. rows: compare the new rows, the header or graph, and some rows of every tensor with BASE. "
-    "weights: also compare every byte that must not differ. full: also run the patched model and compare the output "
-    "with the unmerged adapters in transformers and PEFT; needs the base checkpoint.",
+    help="off: verify nothing. rows: check the written rows, the GGUF header or ONNX graph, and some unchanged rows of "
+    "every tensor. weights: also check that all unchanged bytes equal the bytes of BASE. full: also run the patched "
+    "model, and compare its outputs with the outputs of the unmerged adapters in transformers and PEFT; needs the base "
+    "checkpoint.",
 )
 @click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
@@ -50,16 +51,16 @@ from exporter.verify.report import Report
 def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **options: Any) -> None:
     """Write an adapter's token rows into BASE, a .gguf file or a folder of ONNX models.
 
-    All other bytes of BASE are copied. BASE may have any architecture and type, and may have been written by any tool.
-    In a folder, every model is patched, and the tokenizer and configs are updated.
+    BASE may have any model architecture and any quantisation type, and may have been written by any tool. In a folder
+    of ONNX models, every model is patched, and the tokenizer files and configs are updated.
 
-    New tokens use unused rows of the vocabulary first, then rows appended to the vocabulary. The result has the same
-    bytes as the output of a new merge, conversion and quantisation. By default, a patched copy of BASE is written; with
-    --in-place, only the rows are written, into BASE itself.
+    The row of a new token is written to an unused row of the vocabulary. If no unused rows are left, rows are appended.
+    A patched file has the same bytes as a file made by merging, converting and quantising. By default, a patched copy
+    of BASE is written; with --in-place, BASE itself is modified.
 
-    BASE must have been made from the adapters' base. To check the origin of BASE, ttexport compares the checkpoint
-    given by --base (default: the folder named in the adapters) with the digest that ttexport recorded in BASE or, if
-    BASE contains no digest, with rows of BASE.
+    BASE must have been made from the checkpoint that the adapters were trained on. The option --base names this
+    checkpoint (default: the folder named in the adapters). If ttexport made BASE, the digest of the checkpoint is
+    compared with the digest in BASE; otherwise, rows of the checkpoint are compared with rows of BASE.
 
     \b
     Examples:

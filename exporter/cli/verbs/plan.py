@@ -66,7 +66,7 @@ def plan(
         )
     if options["verify"]:
         raise click.UsageError(
-            "--verify does not apply to the plan of a merge, which is the same at every verification level"
+            "--verify does not apply to the plan of a merge, because verification does not change this plan"
         )
     inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
     made = plan_export(export_spec(**inputs, quiet=quiet, **options))
@@ -94,7 +94,7 @@ def _refuse_options_of_merge() -> None:
         given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and parameter.name not in known:
             raise click.UsageError(
-                f"{parameter.opts[0]} does not apply to a patch, which keeps the format and types of BASE"
+                f"{parameter.opts[0]} does not apply to a patch, because a patch keeps the format and the types of BASE"
             )
 
 
@@ -133,7 +133,7 @@ def _patch(
         for token_id, text in document["new_tokens"].items():
             click.echo(f"new token {token_id}: {text!r}")
         click.echo(
-            f"vocabulary size: {document['vocab']}, proof of the base: {document['proof']}, "
+            f"vocabulary size: {document['vocab']}, check that BASE fits the adapters: {document['proof']}, "
             f"in place: {document['in_place']}"
         )
 

@@ -31,23 +31,24 @@ from exporter.release.tables import HubTable
 @click.argument("toml", type=PATH, metavar="RELEASE.toml")
 @click.option("-o", "--out", type=PATH, help="Folder to write; default: NAME-VERSION, or NAME-VERSION-JOB with --only.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; finished jobs are not repeated.")
-@click.option("--only", metavar="JOB", help="Make and verify the artifact of one job, as a piece for --assemble.")
-@click.option("--matrix", "as_matrix", is_flag=True, help="Only print the jobs as JSON for a CI matrix.")
+@click.option(
+    "--only", metavar="JOB", help="Make and verify only the artifact of JOB. The output is a piece for --assemble."
+)
+@click.option("--matrix", "as_matrix", is_flag=True, help="Make nothing, and print the jobs as JSON for a CI matrix.")
 @click.option(
     "--assemble",
     "pieces",
     type=PATH,
     multiple=True,
     metavar="DIR",
-    help="Assemble the release from pieces or from folders of pieces. Repeatable.",
+    help="Join finished pieces into the release. DIR is a piece made with --only, or a folder of pieces. Repeatable.",
 )
 @click.option(
     "--ray",
     "address",
     metavar="ADDRESS",
     help="Run each job as a two-CPU task on the Ray cluster at ADDRESS: local (this machine), auto, HOST:PORT or "
-    "ray://HOST:PORT. Temporary pieces of the release are written next to OUT. All nodes must see OUT and the inputs "
-    "under the same paths.",
+    "ray://HOST:PORT. All nodes must be able to access OUT and the inputs under the same paths.",
 )
 @click.option(
     "--cache", type=PATH, help="Folder for cached artifacts of the base; default: a folder in the user's cache folder."
@@ -82,9 +83,9 @@ def release(
       models.keeper.adapters = ["adapter"]
       gguf.types = ["Q8_0"]
 
-    OUT appears only after all artifacts are made and verified. Artifacts of the base are cached and patched, so for a
-    second adapter on the same base, only the rows of the adapter are written. The same inputs give the same bytes,
-    except for run.json and the signature.
+    OUT appears only after all artifacts are made and verified. Artifacts of the base are cached. If an adapter changes
+    only token rows, its artifacts are made by writing the rows into copies of the cached artifacts. The same inputs
+    give the same bytes, except for run.json and the signature.
 
     \b
     Examples:

@@ -55,4 +55,4 @@ def verify_release(folder: Path, trust: Trust | None, *, as_json: bool, quiet: b
         print_reports([report])
     require_as_released(report)
     if not (quiet or as_json):
-        print(f"{folder}: the folder equals the release ({len(report.checks)} checks)", file=sys.stderr)
+        print(f"{folder}: the folder matches its manifest ({len(report.checks)} checks)", file=sys.stderr)

@@ -55,15 +55,16 @@ def verify(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Prove that ARTIFACT is equivalent to the reference with unmerged adapters.
+    """Verify that ARTIFACT is equivalent to the base with unmerged adapters, or that a release is intact.
 
-    The exit code is 3 if ARTIFACT differs. ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder
-    of two or more formats. Each artifact runs in a new process, from the files on disk, in a runtime of its format. The
-    reference is transformers with PEFT.
+    ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder of two or more formats. Each artifact
+    is loaded from disk in a new process and run by a runtime of its format, such as llama.cpp. The outputs are compared
+    with the reference: the base with unmerged adapters, run by transformers and PEFT. The exit code is 3 if ARTIFACT
+    differs from the reference.
 
-    Without --reference, ARTIFACT is a release folder. Every file, tensor and document of a release folder is compared
-    with the manifest, without network access. With --public-key, the signature of the release is checked too. The exit
-    code is 4 if the manifest cannot be read.
+    Without --reference, ARTIFACT must be a release folder. Every file, tensor and document of a release folder is
+    compared with the manifest, without network access. With --public-key, the signature of the release is also checked.
+    The exit code is 3 if a file differs from the manifest, and 4 if the manifest cannot be read.
     """
     trust = read_trust(public_key, identity, issuer)
     if reference is None:

@@ -208,12 +208,12 @@ def read(path: Path) -> tuple[Manifest, bytes]:
             raise UnreadableFile(path, f"expected paths below the release folder, found {place!r:.80}")
     if unknown := {artifact.model for artifact in manifest.artifacts} - manifest.models.keys():
         raise UnreadableFile(
-            path, f"expected the model of every artifact in the manifest, found the unknown model {min(unknown)!r:.80}"
+            path, f"an artifact belongs to the model {min(unknown)!r:.80}, which the manifest does not define"
         )
     if unknown := {name for model in manifest.models.values() for name in model.adapters} - manifest.adapters.keys():
         raise UnreadableFile(
             path,
-            f"expected the adapters of every model in the manifest, found the unknown adapter {min(unknown)!r:.80}",
+            f"a model uses the adapter {min(unknown)!r:.80}, which the manifest does not define",
         )
     return manifest, content
 

@@ -69,4 +69,4 @@ def _require_artifacts(draft: Path, manifest: Manifest) -> None:
     """Raise OutputError if an artifact of the manifest does not exist."""
     for artifact in manifest.artifacts:
         if not (draft / artifact.path).exists():
-            raise OutputError(draft / artifact.path, f"expected the artifact of job {artifact.job}, found nothing")
+            raise OutputError(draft / artifact.path, f"the artifact of job {artifact.job} does not exist")

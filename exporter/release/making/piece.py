@@ -95,14 +95,14 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
         name = piece.made.job
         if name not in jobs or not _is_of(jobs[name], piece):
             raise BadInput(
-                f"{folder / NAME}: expected a job of this release with the same options, found job {name!r:.80}"
+                f"{folder / NAME}: release.toml has no job {name!r:.80}, or has different options for this job"
             )
         if name in by_job:
             raise BadInput(
-                f"{folder / NAME}: expected one piece per job, found another piece of {name} in {by_job[name]}"
+                f"{folder / NAME}: expected one piece per job, but the job {name} also has the piece {by_job[name]}"
             )
         if fault := _difference(msgspec.to_builtins(shared.release), msgspec.to_builtins(piece.release)):
-            raise BadInput(f"{folder / NAME}: {fault} (the expected value is from {first / NAME})")
+            raise BadInput(f"{folder / NAME}: {fault} (expected the same value as in {first / NAME})")
         if piece.verification != shared.verification:  # the levels are equal at this point, so the prompts differ
             raise BadInput(
                 f"{folder / NAME}: release.verify.prompts: expected the prompts of {first / NAME} ({_short(shared)}), "
@@ -119,9 +119,9 @@ def check_files(folder: Path, piece: Piece, digests: FileDigests) -> None:
     present = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.name != NAME}
     for name in sorted(present.keys() ^ piece.made.files.keys()):
         fault = (
-            f"expected a file that {NAME} lists, found no file"
+            f"{NAME} lists this file, but the file does not exist"
             if name in piece.made.files
-            else f"expected only files that {NAME} lists, found an additional file"
+            else f"{NAME} does not list this file"
         )
         raise BadInput(f"{folder / name}: {fault}")
     for name, path in present.items():

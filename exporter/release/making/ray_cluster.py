@@ -114,7 +114,7 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         ) from exc
     except (OSError, ImportError, RuntimeError) as exc:
         raise OutputError(
-            f"--ray {address}", f"expected a reachable Ray cluster, found no cluster: {foreign_line(exc)}"
+            f"--ray {address}", f"no Ray cluster can be reached at this address: {foreign_line(exc)}"
         ) from exc
     try:
         yield

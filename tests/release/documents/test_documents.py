@@ -113,7 +113,7 @@ def test_documents_other_than_run_json_contain_no_time_and_no_local_path(finishe
 def test_a_missing_artifact_is_refused(drafted: Drafted, tmp_path: Path) -> None:
     folder = drafted.copy(tmp_path / "draft")
     (folder / "gguf/rows-Q8_0.gguf").unlink()
-    with pytest.raises(OutputError, match="expected the artifact of job tuned-gguf-q8_0, found nothing"):
+    with pytest.raises(OutputError, match="the artifact of job tuned-gguf-q8_0 does not exist"):
         write_documents(folder, release(drafted.artifacts), RUN)
     assert not (folder / "manifest.json").exists()
 

@@ -56,7 +56,9 @@ def code(folder: Path, key: Path | None = None) -> int:
 
 def test_a_signed_release_passes_with_its_key_and_without_one(signed: Path, keys: tuple[Path, Path]) -> None:
     assert code(signed, keys[1]) == 0
-    assert [skip.reason for skip in check_release(signed).skipped] == ["neither --public-key nor --identity was given"]
+    assert [skip.reason for skip in check_release(signed).skipped] == [
+        "not checked, because neither --public-key nor --identity was given"
+    ]
 
 
 def test_signing_changes_no_released_file(signed: Path, finished: Path) -> None:
@@ -70,7 +72,7 @@ def test_signing_changes_no_released_file(signed: Path, finished: Path) -> None:
 def test_another_key_is_refused(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, other = write_keys(tmp_path)
     assert code(mine, other) == 3
-    assert "the folder differs from the release: signature: Key mismatch" in capsys.readouterr().err
+    assert "the folder does not match its manifest: signature: Key mismatch" in capsys.readouterr().err
 
 
 def test_a_flipped_bit_of_the_signature_is_found_without_a_key(mine: Path) -> None:

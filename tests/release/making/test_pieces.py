@@ -66,10 +66,10 @@ def change(pieces: Path, how: str) -> None:
     ("how", "message"),
     [
         ("damaged", "one-hf/one/hf/model.safetensors: expected sha256"),
-        ("file lost", "one-hf/one/hf/model.safetensors: expected a file that piece.json lists, found no file"),
-        ("file more", "one-hf/one/hf/more.bin: expected only files that piece.json lists, found an additional file"),
+        ("file lost", "one-hf/one/hf/model.safetensors: piece.json lists this file, but the file does not exist"),
+        ("file more", "one-hf/one/hf/more.bin: piece.json does not list this file"),
         ("lost", "expected a piece for every job, found no piece for two/onnx"),
-        ("twice", "expected one piece per job, found another piece of two/onnx"),
+        ("twice", "expected one piece per job, but the job two/onnx also has the piece"),
         ("none", "expected a piece made with --only"),
         ("other tools", "two-onnx/piece.json: release.tools.numpy: expected"),
         ("other base", "two-onnx/piece.json: release.base.files.config.json: expected"),

@@ -100,8 +100,8 @@ def test_a_failed_verification_on_a_node_is_exit_3_and_promotes_nothing(
 @pytest.mark.parametrize(
     ("address", "code", "message"),
     [
-        ("127.0.0.1:1", 7, "expected a reachable Ray cluster, found no cluster: "),
-        ("ray://127.0.0.1:1", 7, "expected a reachable Ray cluster, found no cluster: "),
+        ("127.0.0.1:1", 7, "no Ray cluster can be reached at this address: "),
+        ("ray://127.0.0.1:1", 7, "no Ray cluster can be reached at this address: "),
         ("nowhere", 2, "expected local, auto, HOST:PORT or ray://HOST:PORT: "),
     ],
 )
