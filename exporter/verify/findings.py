@@ -1,4 +1,4 @@
-"""Measurements in a verification report that have no limit and help to explain why a check failed."""
+"""Measurements in a verification report that have no pass limit and help to explain a failed check."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RowErrors:
         return [error / change if change else 0.0 for error, change in zip(self.errors, self.changes, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row errors as a JSON object for report.json."""
+        """Return the storage errors of the rows as a JSON object for report.json."""
         return {
             "use": self.use,
             "storage": self.storage,
@@ -45,8 +45,8 @@ class Trace:
 
     words: the text of the token at each position.
     kinds: the category of each position, from ``KINDS`` in running/prompts.py.
-    kl: the KL divergence of the artifact from the reference at each position, in nats. max_abs: for each position, the
-    largest absolute difference between corresponding logits of artifact and reference.
+    kl: KL(reference ‖ artifact) at each position, in nats. max_abs: for each position, the largest absolute difference
+    between corresponding logits of artifact and reference.
     """
 
     words: Sequence[str]
@@ -55,7 +55,7 @@ class Trace:
     max_abs: Sequence[float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the trace as a JSON object for report.json."""
+        """Return the differences at every position as a JSON object for report.json."""
         return {
             "words": list(self.words),
             "kinds": list(self.kinds),
@@ -79,7 +79,7 @@ class Profile:
     logits: Sequence[tuple[float, float]]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the profile as a JSON object for report.json."""
+        """Return the measurements from running the artifact as a JSON object for report.json."""
         return {
             "figures": {
                 position_kind: dict(zip(values, numbers(values.values()), strict=True))

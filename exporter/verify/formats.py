@@ -22,9 +22,9 @@ class ArtifactFormat:
     """An artifact format, with the functions for locating and verifying artifacts of the format.
 
     is_file: whether an artifact of the format is a GGUF file rather than a folder. is_adapter: for a format that
-    contains only the adapter, a function that returns whether a path is an artifact of the format. verifier: the
-    verifier of an artifact that contains only the adapter. For formats that contain the whole model, ``is_adapter`` and
-    ``verifier`` are None, and ``exporter.verify.run`` verifies the artifacts.
+    contains only the adapter, a function that returns True for the path of an artifact in the format. verifier: for a
+    format that contains only the adapter, the function that verifies an artifact. For formats that contain the whole
+    model, ``is_adapter`` and ``verifier`` are None, and ``exporter.verify.run`` verifies the artifacts.
     """
 
     is_file: bool = False
@@ -50,7 +50,7 @@ def find_artifacts(path: Path) -> list[Path]:
     """Return the paths of all artifacts in ``path``.
 
     If ``path`` is the output folder of an export to several formats, the artifacts are in subfolders named after the
-    formats. Otherwise the result contains only ``path``.
+    formats. If ``path`` is a single artifact, the result contains only ``path``.
     """
     folders = {name: path / name for name in FORMATS if (path / name).is_dir()}
     if not folders or has_model(path):

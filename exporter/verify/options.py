@@ -39,7 +39,7 @@ class VerifyOptions(Options):
     )
 
     def check(self) -> None:
-        """Reject prompts at every level except full, which alone runs a model, and a report folder at level off."""
+        """Raise an error if prompts are given at a level other than full, or a report folder is given at level off."""
         if self.prompts and self.level != "full":
             raise self.fault("prompts", "needs {level} full, because no other verification level runs a model")
         if self.report and self.level == "off":

@@ -1,4 +1,4 @@
-"""Verification reports, which contain the value and limit of each check and a verdict for each artifact."""
+"""Verification reports, which contain a verdict for each artifact and the value and limit of each check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """The outcome of one check. ``value`` and ``limit`` are None if the check does not measure a number."""
+    """The outcome of one check. If a check does not measure a number, ``value`` and ``limit`` are None."""
 
     name: str
     passed: bool
@@ -28,7 +28,7 @@ class Check:
 
     @classmethod
     def at_most(cls, name: str, value: float, limit: float, detail: str = "") -> Check:
-        """Return a check that passes if ``value`` is at most ``limit``. If ``value`` is NaN, the check fails."""
+        """Return a check that passes if ``value`` is at most ``limit``, and fails if ``value`` is larger or NaN."""
         return cls(name=name, passed=value <= limit, value=value, limit=limit, detail=detail)
 
     def to_json(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A skipped part of the verification, with the reason for skipping the part."""
+    """A part of the verification that was skipped, and the reason."""
 
     name: str
     reason: str
@@ -54,8 +54,8 @@ class Skip:
 class Report:
     """The verification report of one artifact.
 
-    facts: measurements without a limit, such as the effect of rounding. profile: measurements from running the
-    artifact, or None if no model was run.
+    facts: measurements without a pass limit, such as the effect of rounding on the logits. profile: measurements from
+    running the artifact, or None if no model was run.
     """
 
     artifact: Path
@@ -78,7 +78,7 @@ class Report:
         return [check for check in self.checks if not check.passed]
 
     def verdict(self) -> str:
-        """Return a one-line text with the result of the verification.
+        """Return the verdict and the number of checks as one line of text.
 
         If any check failed, the line contains the name, value and limit of the first failed check, and the number of
         other failed checks.

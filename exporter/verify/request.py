@@ -1,4 +1,4 @@
-"""Run a verification for a user: locate and open the files, verify the artifacts, and write the report."""
+"""Run a requested verification: locate and open the files, verify the artifacts, and write the reports."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class VerifyRequest:
 
 
 def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
-    """Check that all required packages are installed, then read and return the prompts in the prompts file.
+    """Check that all packages for the options are installed, then read and return the prompts in the prompts file.
 
-    needed_for: the option or config key that requires the runtimes, which error messages name.
+    needed_for: the option or config key that required the runtimes; the error message contains ``needed_for``.
 
     Raises MissingDependency if a required package is not installed, and UnreadableFile if the prompts file cannot be
     read.
@@ -56,7 +56,7 @@ def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
 
 
 def verify_request(request: VerifyRequest, hooks: Hooks) -> list[Report]:
-    """Verify all artifacts in the requested path, and return one report per artifact.
+    """Verify all artifacts in the path ``request.artifact``, and return one report per artifact.
 
     The reports are also written to the folder ``options.report``, if the option is set. A failed check is recorded in
     its report and does not raise an exception.

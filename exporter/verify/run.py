@@ -1,8 +1,8 @@
 """Run a verification: check the weights of every artifact and, at level full, also run every artifact.
 
 Every runtime is a separate process that reads the files from disk, so the parent process never loads a model. The
-reference model runs only once, after all artifacts, because the reference also scores the tokens that the artifacts
-generated.
+reference model is run only once, after all artifacts, because the reference model also computes scores for the tokens
+that the artifacts generated.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def verify(
 
     level: "rows" checks the trained token rows and the auxiliary files; "weights" also checks every weight; "full" also
     runs the artifact and the reference model.
-    required: names of runtimes that must run every artifact that the runtime supports.
+    required: names of runtimes, each of which must run all artifacts of the formats that the runtime supports.
     say: a function that is called with each progress message.
 
     A failed check is recorded in its report and does not raise an exception. Raises BadInput if an artifact or the
@@ -105,7 +105,7 @@ def _verify_models(
 
 @dataclass
 class _Result:
-    """The results of all checks of one model."""
+    """The results of all checks of one model of an artifact; an ONNX folder may contain several models."""
 
     artifact: Artifact
     checks: list[Check]
@@ -145,7 +145,7 @@ def _split(outcomes: Iterable[Check | Skip]) -> tuple[list[Check], list[Skip]]:
 
 
 def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
-    """Check the metadata and auxiliary files in ``path`` once for all models that ``path`` contains."""
+    """Check the metadata and the auxiliary files of the artifact ``path``, which all models in ``path`` share."""
     match artifacts[0].format:
         case "gguf":
             gguf = artifacts[0].gguf

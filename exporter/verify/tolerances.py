@@ -1,6 +1,6 @@
-"""The limits of all numeric checks, each with a comment that explains the limit.
+"""The pass limits of all numeric checks of the verification, each with a comment that explains the limit.
 
-For each limit, a test proves that a check fails if its value exceeds the limit.
+For each limit, the tests contain a case in which a check exceeds the limit and fails.
 
 In the comments of this module, "20 families" means one tiny model from each of 20 model families. The file
 benchmarks/tolerances.md lists the measured values for each model family.

@@ -1,1 +1,1 @@
-"""Compute the expected values of modules for which only PEFT can compute the adapter's change."""
+"""Compute the expected weights of modules whose adapter type only PEFT's own layers can apply."""

@@ -17,7 +17,7 @@ _BATCH: Final = 1024
 
 @torch.no_grad()
 def compute(checkpoint: Path, adapter: Path) -> Iterator[dict[str, Any]]:
-    """Yield the weight and the bias of each module as float64."""
+    """For each module that PEFT adapts, yield a dict with the effective weight and, if any, bias as float64 tensors."""
     for change, layout, layer in unmerged_layers(*open_inputs(checkpoint, adapter)):
         layer.double()
         if layout == "vector":
@@ -39,7 +39,7 @@ def _n_in(weight: torch.Tensor, layout: str) -> int:
 
 
 def _outputs(layer: Any, weight: torch.Tensor, layout: str, bias: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the layer's outputs, minus ``bias``, for batches of unit vectors or, for an embedding, of token ids."""
+    """Run ``layer`` on batches of unit vectors (for an embedding, token ids), and yield the outputs minus ``bias``."""
     count = _n_in(weight, layout)
     for start in range(0, count, _BATCH):
         numbers = torch.arange(start, min(start + _BATCH, count))

@@ -1,6 +1,7 @@
-"""Compute the expected values of modules whose change only PEFT can compute, by running PEFT's layers on unit vectors.
+"""Compute the expected weights of modules by running PEFT's layers, if only PEFT can apply the adapter type.
 
-The layers are not merged, so that a fault in the merge of PEFT or ttexport does not reach the expected values.
+PEFT's layers run unmerged on unit vectors, so that a bug in the merge code of PEFT or ttexport cannot affect the
+expected weights.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ _PROCESS: Final = "exporter.verify.by_peft.process"
 
 
 class Recomputed(FullModule):
-    """A whole tensor whose values are computed from the base and the adapter, and not copied from the adapter."""
+    """A whole tensor of the tuned model, which PEFT's layers compute from the base and the adapter."""
 
     __slots__ = ()
 
 
 def recomputed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[TokenRows | LowRank | FullModule]:
-    """Yield each parameter change of ``adapter``, as a ``Recomputed`` tensor if only PEFT can compute the change."""
+    """Yield the adapter's edits, and replace each edit that only PEFT can apply by a ``Recomputed`` tensor."""
     if not any(isinstance(edit, ByPeft) for edit in adapter.edits):
         yield from (edit for edit in adapter.edits if not isinstance(edit, ByPeft))
         return

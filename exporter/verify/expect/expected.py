@@ -1,7 +1,7 @@
 """The expected values of one tensor of the tuned model.
 
-Sums of base and updates are computed row by row in float64. An artifact's value that was merged in float32 and rounded
-once must be within one unit in the last place of the expected value.
+The sums of base weights and adapter updates are computed row by row in float64. If an export tool merges in float32 and
+rounds once, each value in the artifact differs from the expected value by at most one unit in the last place.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Expected:
     """The expected values of one tensor of the tuned model.
 
     base: the tensor in the base checkpoint. full: the adapter's tensor that replaces ``base`` as a whole, or None.
-    rows: a dict that maps token ids to trained rows, as stored in the adapters. updates: low-rank updates that are
-    added to the tensor. biases: low-rank updates whose LoRA bias is added to the tensor, which is itself a bias.
+    rows: a dict from token id to the trained row in the adapters. updates: low-rank updates that are added to the
+    tensor. biases: if the tensor is a bias, the low-rank updates with a LoRA bias that is added to the tensor.
     zero_columns: the number of zero columns that are appended to the tensor for new token ids.
     """
 
@@ -43,12 +43,12 @@ class Expected:
 
     @property
     def computed(self) -> bool:
-        """Whether the expected values are computed from stored values and updates, rather than copied."""
+        """Whether expected values are computed as base plus updates, so that small rounding errors are allowed."""
         return bool(self.updates or self.biases or isinstance(self.full, Recomputed))
 
     @property
     def source(self) -> FileTensor:
-        """The base tensor or its replacement from an adapter, before trained rows and updates are applied."""
+        """The tensor to which rows and updates are applied: the base tensor or an adapter's whole tensor."""
         return self.full.tensor if self.full else self.base
 
     @property
@@ -67,7 +67,7 @@ class Expected:
     def values(self, ids: Sequence[int]) -> Array:
         """Return the expected values of the rows ``ids`` as a float64 array of shape (n, ...).
 
-        A row that exists neither in an adapter nor in the base is filled with NaN.
+        If neither the base nor an adapter contains a row, the values of the row are NaN.
         """
         shape = (len(ids), *self.source.spec.shape[1:])
         out = np.full(shape, np.nan)

@@ -1,4 +1,4 @@
-"""Find the auxiliary files that the tuned model must have, and read its tokenizer, settings and chat templates."""
+"""Find the tuned model's auxiliary files, and read the tokenizer, the tokenizer config and the chat templates."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _TEMPLATES: Final = (TEMPLATE, "chat_template.json", ADDITIONAL_TEMPLATES)
 
 
 def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]) -> dict[str, Path]:
-    """Map the names of the tuned model's auxiliary files to paths.
+    """Return a dict from file name to path for the tuned model's auxiliary files, such as tokenizer and chat templates.
 
-    A file of an adapter replaces the base model's file of the same name, and tokenizer files of an adapter are never
-    combined with tokenizer files of the base model. If several adapters have a tokenizer, the files of the tokenizer
-    with the most added tokens are used. Raises BadInput if the tokenizer with the most added tokens lacks a token of a
-    different adapter's tokenizer.
+    An adapter's file replaces the base model's file of the same name. If an adapter has tokenizer files, no tokenizer
+    file of the base model is used. If several adapters have a tokenizer, the files of the tokenizer with the most added
+    tokens are used. Raises BadInput if an added token of any other adapter's tokenizer is missing from the tokenizer
+    with the most added tokens.
     """
     brought: dict[str, Path] = {}
     for files in _by_size(adapters):
@@ -47,7 +47,7 @@ def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]
 
 
 def _by_size(adapters: Sequence[Mapping[str, Path]]) -> list[Mapping[str, Path]]:
-    """Return a dict of files for each adapter, starting with the adapter whose tokenizer has the most added tokens."""
+    """Sort the adapters' file dicts so that the adapter whose tokenizer has the most added tokens is first."""
     paths = [files[TOKENIZER] for files in adapters if TOKENIZER in files]
     if len(paths) < 2 or len({read_file(path) for path in paths}) == 1:
         return list(adapters)
@@ -70,7 +70,7 @@ def settings(files: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def templates(files: Mapping[str, Path]) -> dict[str, str]:
-    """Map the names of chat templates to their texts. A chat template without a name gets the name ``default``.
+    """Return a dict from name to text of each chat template. A template without a name gets the name ``default``.
 
     A chat template in a separate file takes precedence over a chat template in tokenizer_config.json, as in
     transformers.
@@ -92,7 +92,7 @@ def templates(files: Mapping[str, Path]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class AddedToken:
-    """An added token. A tokenizer searches a text for added tokens before tokenising the rest of the text."""
+    """A token from ``added_tokens`` in tokenizer.json, which is never split when a text is tokenised."""
 
     id: int
     text: str
@@ -100,7 +100,7 @@ class AddedToken:
 
 
 def added(content: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """Map the token id of each added token in a parsed tokenizer.json to the added token."""
+    """Return a dict from token id to added token for all added tokens in a parsed tokenizer.json."""
     entries = content.get("added_tokens") or []
     return {
         entry["id"]: AddedToken(entry["id"], str(entry.get("content")), bool(entry.get("special")))

@@ -1,8 +1,9 @@
-"""Compute in float64 how a low-rank update changes rows of a stored tensor.
+"""Compute, in float64, the values that a low-rank update adds to rows of a stored tensor.
 
-The products are computed without the exporter's merge code. The change of a parameter is computed from the LoRA
-factors, and each stored element gets the change of the parameter element that it represents. PEFT concatenates the LoRA
-factors of all experts of a stack. Source: the einsum "o r e, e r i -> e o i" in PEFT's ParamWrapper.
+The products of LoRA factors are computed without the exporter's merge code. If a checkpoint stores a parameter as
+several tensors or as part of a fused tensor, the product of the LoRA factors is distributed over the stored tensors.
+PEFT stores the LoRA factors of all experts in a stack as one concatenated tensor per factor. The order of the
+concatenated factors follows the einsum "o r e, e r i -> e o i" in PEFT's ParamWrapper.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _HELD: Final = 4
 
 
 def change(update: LowRank, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
-    """Return the change of the rows ``ids`` of a stored tensor with shape ``shape``, without the LoRA scaling.
+    """Return what the update adds to the rows ``ids`` of a stored tensor of shape ``shape``, before the LoRA scaling.
 
-    The change of an element that does not belong to the updated parameter is zero.
+    For elements of the stored tensor that do not belong to the updated parameter, the result is zero.
     """
     if len(shape) == 3:
         return np.stack([_matrix(update, number, shape, range(shape[1])) for number in ids])
@@ -31,7 +32,7 @@ def change(update: LowRank, shape: tuple[int, ...], ids: Sequence[int]) -> Array
 
 
 def _matrix(update: LowRank, expert: int | None, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
-    """Return the change of the rows ``ids`` of one stored matrix.
+    """Return what the update adds to the rows ``ids`` of one stored matrix, before the LoRA scaling.
 
     expert: the number of the expert in a stack of experts, or None. shape: the shape of the stored matrix, or, for an
     expert, the shape of the whole stack.
@@ -55,7 +56,7 @@ def _matrix(update: LowRank, expert: int | None, shape: tuple[int, ...], ids: Se
 
 
 def magnitudes(update: LowRank, shape: tuple[int, ...]) -> tuple[Array, bool]:
-    """Return (DoRA magnitudes of a stored matrix, True if there is one magnitude per column and False if per row).
+    """Return (DoRA magnitudes, by_column) for a stored matrix; by_column is False if there is one magnitude per row.
 
     The magnitude of a row or column that does not belong to the updated parameter is NaN.
     """
@@ -71,7 +72,7 @@ def magnitudes(update: LowRank, shape: tuple[int, ...]) -> tuple[Array, bool]:
 
 
 def bias(update: LowRank, ids: Sequence[int]) -> Array:
-    """Return the values that a LoRA bias adds to the elements ``ids`` of a stored bias, without the LoRA scaling."""
+    """Return what a LoRA bias adds to the elements ``ids`` of a stored bias vector, before the LoRA scaling."""
     assert update.bias is not None
     value = _wide(update.bias)
     if update.part is None:
@@ -81,15 +82,15 @@ def bias(update: LowRank, ids: Sequence[int]) -> Array:
 
 
 def parameter_shape(update: LowRank, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the updated parameter. shape: the shape of the corresponding stored tensor."""
+    """Return the shape of the updated parameter in transformers. shape: the shape of the tensor in the checkpoint."""
     return update.part.shape if update.part else shape
 
 
 def stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
     """Whether the matrices in a parameter of shape ``shape`` have the shape (in, out) instead of (out, in).
 
-    For a square matrix, the shape alone cannot tell, so the result depends on the module class or, if no facts about
-    the class exist, on the adapter's ``fan_in_fan_out`` setting.
+    Whether a square matrix has the shape (in, out) is determined by the module class or, for an unknown class, by the
+    adapter's ``fan_in_fan_out`` setting.
     """
     if update.target_type == "embedding":
         return True
@@ -112,7 +113,7 @@ def wide_factors(update: LowRank, expert: int | None = None) -> tuple[Array, Arr
 
 
 def _positions(places: tuple[Array, Array], length: int) -> Array:
-    """Map each position along a stored tensor's axis to a position along the parameter's axis, or to -1 if none."""
+    """Map the indices of a stored tensor's axis to indices of the parameter's axis, or to -1 outside the parameter."""
     at, stored = places
     out = np.full(length, -1)
     out[stored] = at

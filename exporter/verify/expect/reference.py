@@ -1,7 +1,7 @@
-"""Read, from the base checkpoint and the adapters on disk, the reference that an artifact must equal.
+"""Compute the reference values, which an artifact must equal, from the base checkpoint and the adapters on disk.
 
-The expected weights are computed without the exporter's merge code. The verification does not share code with the
-exporter for replacing embedding and head rows by token id or for rounding to a storage dtype.
+The expected weights are computed without the exporter's merge code. The verification has its own code, separate from
+the exporter's, for replacing rows of embedding and head by token id and for rounding to a storage dtype.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from exporter.verify.expect.tensors import expected, same_values
 
 @dataclass(frozen=True)
 class Reference:
-    """A base checkpoint and its unmerged adapters, if any, with which artifacts are compared.
+    """The base checkpoint and the unmerged adapters from which the expected values of an artifact are computed.
 
-    untie: True if the artifact of a tied base must store a separate head, even if embedding and head have equal values.
+    untie: True if an artifact made from a tied base must store a separate head, even if embedding and head are equal.
     """
 
     checkpoint: Checkpoint
@@ -41,14 +41,14 @@ class Reference:
 
     @cached_property
     def tensors(self) -> Mapping[str, Expected]:
-        """A dict from each tensor name in the base checkpoint to the expected values of the tensor."""
+        """A dict from the name of each tensor in the base checkpoint to the expected values of the tuned tensor."""
         return expected(self.checkpoint, self.adapters)
 
     @cached_property
     def untied(self) -> Mapping[str, Expected]:
-        """The expected values of the tensors that are added, or change their meaning, if tuning unties the head.
+        """If tuning unties the head: the expected values of the tensors that untying adds or gives a different role.
 
-        The map is empty if embedding and head of the tuned model are tied as in the base.
+        The dict ``untied`` is empty if embedding and head of the base are not tied, or remain tied after tuning.
         """
         base = self.checkpoint
         if self.tied or not base.tie.tied or not base.tie.has_head:
@@ -70,15 +70,15 @@ class Reference:
 
     @property
     def head(self) -> Expected:
-        """The expected values of the output head, even if the checkpoint stores no separate tensor for the head."""
+        """The expected values of the output head, even if no separate head tensor is stored in the checkpoint."""
         return self.tensors[self.checkpoint.tie.head or "lm_head"]
 
     @cached_property
     def tied(self) -> bool:
         """Whether the tuned model uses the same tensor as input embedding and as output head.
 
-        The result is True only if the base is tied, ``untie`` is False, and the expected values of embedding and head
-        are equal.
+        A tuned model is tied only if the base is tied, ``untie`` is False, and the expected values of embedding and
+        head are equal.
         """
         return self.checkpoint.tie.tied and not self.untie and same_values(self.embedding, self.head)
 
@@ -89,7 +89,7 @@ class Reference:
 
     @property
     def trained_ids(self) -> list[int]:
-        """The ids, in ascending order, of all tokens that have a trained row in the embedding or the head."""
+        """The ids of all tokens with a trained row in the embedding or the head, in ascending order."""
         return sorted(self.embedding.rows.keys() | self.head.rows.keys())
 
     @property
@@ -109,7 +109,7 @@ class Reference:
 
     @property
     def cache_shape(self) -> tuple[int, int]:
-        """The pair (number of key-value heads, head dimension), for ONNX graphs without declared KV cache shapes."""
+        """(number of key-value heads, head dimension), needed to run ONNX graphs that declare no KV cache shapes."""
         config = self.checkpoint.text_config
         heads = config.get("num_attention_heads") or config.get("n_head") or 1
         return config.get("num_key_value_heads") or heads, config.get("head_dim") or self.hidden // heads

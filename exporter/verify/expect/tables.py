@@ -1,6 +1,6 @@
-"""Extend expected tensors with one entry per token, such as output biases, to the tuned vocabulary, like transformers.
+"""Extend expected tensors that have one entry per token, such as output biases, if tuning grows the vocabulary.
 
-Source: ``resize_token_embeddings`` in transformers.
+The added values are those of ``resize_token_embeddings`` in transformers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from exporter.verify.expect.expected import Expected
 
 
 def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: Mapping[str, Expected]) -> None:
-    """Extend each output bias with zeros or its mean, and other embeddings with a row of zeros per unused id.
+    """Extend output biases by zeros or the mean bias, and embeddings by rows of zeros for unused token ids.
 
-    An id is unused if no tokenizer has a token with the id; unused ids exist if the vocabulary size was rounded up.
+    A token id is unused if no tokenizer contains a token with this id, as happens if the vocabulary size was rounded
+    up.
     """
     vocab = wanted[checkpoint.tie.embedding].n_rows
     if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:

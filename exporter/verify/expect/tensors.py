@@ -1,7 +1,7 @@
 """Compute the expected values of the tuned model's tensors from the base checkpoint and the adapters.
 
-The computation does not use the exporter's merge code. Only the package ``exporter.models``, which maps module names to
-stored tensors, is used by both the exporter and the verification.
+The computation does not use the exporter's merge code. The exporter and this computation share only the package
+``exporter.models``, which maps module names to stored tensors.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, E
 def _named_parts(
     checkpoint: Checkpoint, adapter: Adapter, head: str
 ) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
-    """Yield (stored tensor, edit) for each parameter change of an adapter, once per stored tensor of the parameter."""
+    """Yield (tensor name, edit) for each stored tensor that an adapter changes; an edit is one change."""
     embedding = checkpoint.tie.embedding
     for part in recomputed(checkpoint, adapter):
         copied = isinstance(part, LowRank) or (isinstance(part, FullModule) and not part.in_place)
@@ -108,9 +108,10 @@ def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
 def _follow_tie(
     checkpoint: Checkpoint, adapter: Adapter, wanted: dict[str, Expected], head: str, touched: set[tuple[str, type]]
 ) -> None:
-    """Apply an adapter's changes of a tied embedding or head to every tensor that is tied to the changed one.
+    """If an adapter changes a tied embedding or a tied head, apply the change to all tensors of the tie.
 
-    A tied tensor is left unchanged if the adapter contains separate trained rows for the tensor.
+    If an adapter contains separate trained rows for a tied tensor, the rows of other tensors are not applied to the
+    tied tensor.
     """
     tie = checkpoint.tie
     heads = (head, *tie.head_copies)
@@ -154,9 +155,9 @@ def same_values(first: Expected, second: Expected) -> bool:
 
 
 def _factors(update: LowRank) -> tuple[float, Array, Array]:
-    """Return (scaling, left factor, right factor) of a low-rank update of the embedding or the head.
+    """Return (scaling, left, right) for a low-rank update scaling · left @ right of the embedding or the head.
 
-    The left factor has the shape (vocabulary, r), and the right factor has the shape (r, hidden).
+    The LoRA factor ``left`` has the shape (vocabulary, rank), and ``right`` has the shape (rank, hidden).
     """
     down, up = read(update.down), read(update.up)
     return (update.scaling, down.T, up.T) if update.target_type == "embedding" else (update.scaling, up, down)

@@ -1,1 +1,1 @@
-"""Check Hugging Face checkpoint folders, and the auxiliary files, such as tokenizers, in any model folder."""
+"""Check Hugging Face checkpoint folders, and check the auxiliary files, such as tokenizers, in model folders."""

@@ -109,7 +109,7 @@ def _plain(entry: Any) -> Any:
 
 
 def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
-    """Check that a folder has the chat templates of the tuned model, with equal names and equal texts.
+    """Check that a folder and the tuned model have the same chat templates: equal names and equal texts.
 
     If a folder stores the default chat template in two files, both files must contain the same text.
     """
@@ -131,7 +131,7 @@ def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Pat
 
 
 def _check_generation(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
-    """Check that generation_config.json equals the tuned model's file, except for special token ids.
+    """Check that generation_config.json equals the tuned model's generation_config.json, except for special token ids.
 
     Special token ids have a separate check, because tuning may change the tokenizer and therefore the special token
     ids.

@@ -23,8 +23,8 @@ from exporter.verify.values.computed import compare, sample
 def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> Iterator[Check]:
     """Yield the checks of a merged checkpoint.
 
-    untouched: True to also compare the tensors that no adapter updates, and to compare every row of the updated tensors
-    instead of a sample. The embedding and the head are compared by separate checks.
+    untouched: True to also compare the tensors that no adapter changes, and to compare all rows of changed tensors
+    instead of a sample. The embedding and the head are compared by the checks in ``exporter.verify.values.rows``.
     """
     merged = Checkpoint.open(path)
     yield _check_names(merged, reference)
@@ -116,7 +116,7 @@ def _same_values(tensor: FileTensor, source: FileTensor, through: str | None = N
 
     The tensors are compared as bytes, so that NaNs equal each other and differently signed zeros differ.
 
-    through: an intermediate dtype to which ``source`` may have been rounded before the cast, or None.
+    through: a dtype to which ``source`` may have been rounded before the cast to the dtype of ``tensor``, or None.
     """
     if tensor.spec.shape != source.spec.shape:
         return False

@@ -1,4 +1,4 @@
-"""Check that config.json equals the base model's config.json, except for keys whose values depend on the weights."""
+"""Check that config.json equals the base model's config.json, except for keys that tuning may change."""
 
 from __future__ import annotations
 

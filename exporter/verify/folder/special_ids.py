@@ -19,7 +19,8 @@ SPECIAL_IDS: Final = frozenset(f"{role}_token_id" for role in SPECIAL_TOKENS)
 def check_special_ids(config: Mapping[str, Any], files: Mapping[str, Path], reference: Reference) -> Check:
     """Check the special token ids in config.json and generation_config.json.
 
-    Each id must equal the base model's id, unless the adapter's tokenizer assigns a new id to the special token.
+    Each special token id must equal the base model's id, unless the adapter's tokenizer assigns a new id to the special
+    token.
 
     config: the parsed config.json.
     files: the auxiliary files in the folder of config.json.
@@ -41,9 +42,10 @@ def compare_special_ids(
     after: Mapping[str, int],
     pairs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
 ) -> Check:
-    """Check that special token ids in config files equal the tokenizer's ids that tuning changed, or are unchanged.
+    """Check the special token ids in config files after tuning.
 
-    An id in a config file must be unchanged if the tokenizer's id for the special token is unchanged.
+    If tuning changed the tokenizer's id of a special token, config files must contain the new id. If tuning did not
+    change the tokenizer's id, the id in config files must be unchanged.
 
     before: the special token ids of the tokenizer before tuning.
     after: the special token ids of the tokenizer after tuning.

@@ -1,6 +1,6 @@
-"""Read the hyperparameters in a config.json, under their GGUF names, without using the exporter's code.
+"""Read the hyperparameters in a config.json, and return them under GGUF key names, without using the exporter's code.
 
-If config.json omits a value because transformers defines the default in code, the verification does not know the value.
+The verification does not know hyperparameters that config.json omits because transformers defines the default in code.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _NAMED_SCALINGS: Final = ("linear", "yarn")
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Map each GGUF key, without the architecture prefix, to the value of the hyperparameter in ``config``.
+    """Return a dict from GGUF key, without the architecture prefix, to the value of the hyperparameter in ``config``.
 
-    A value is None if the config disables the feature, for example the sliding window. A key is absent from the result
-    if ``config`` contains no value for the hyperparameter.
+    A value is None if the config disables the feature that the key describes, for example the sliding window. A key is
+    absent from the result if ``config`` contains no value for the hyperparameter.
 
     config: the part of config.json that describes the text model.
     """

@@ -1,4 +1,4 @@
-"""Determine the GGUF name and the GGUF element order of each checkpoint tensor.
+"""Determine the name of each checkpoint tensor in a GGUF file, and the order of the tensor's elements in the file.
 
 The GGUF names and element orders are determined without using the code that writes GGUF files. GGUF tensor names are
 looked up in the tables of the gguf package. The order of elements in a GGUF tensor follows llama.cpp's converter. For
@@ -56,10 +56,10 @@ Arrange = Callable[[Array], Array]
 
 
 def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[str, list[str]], list[str]]:
-    """Map the name of each GGUF tensor to the names of the checkpoint tensors from which its values come.
+    """Map each GGUF tensor name to the names of the checkpoint tensors that contain the values of the GGUF tensor.
 
-    Returns a tuple (a dict from each GGUF name to the checkpoint tensors that are stacked in the GGUF tensor, in order;
-    a list of the checkpoint tensors that have no GGUF tensor).
+    Returns a tuple of two items: a dict from GGUF tensor name to a list of checkpoint tensor names, with several names
+    if the GGUF tensor is a stack, and a list of the checkpoint tensors without a GGUF tensor.
 
     Raises KeyError if the verification does not know the order of elements for the architecture ``arch``.
     """
@@ -84,7 +84,7 @@ def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[
 
 
 def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | None:
-    """Return a function that reorders a checkpoint tensor to GGUF order, or None if the orders are equal.
+    """Return a function that converts a checkpoint tensor to GGUF element order, or None if the orders are equal.
 
     name: the name of the GGUF tensor.
     """
@@ -105,7 +105,7 @@ def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | No
 
 
 def _interleave(heads: Any) -> Arrange:
-    """Return a function that interleaves, within each attention head, the first half of the rows with the second."""
+    """Return a function that interleaves the first and the second half of the rows within each attention head."""
     return lambda value: value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
@@ -115,7 +115,7 @@ def _by_use(heads: Any) -> Arrange:
 
 
 def generated(config: Mapping[str, Any]) -> dict[str, Array]:
-    """Compute the expected rope scaling tensors of a GGUF from ``config``; a checkpoint contains no such tensors.
+    """Compute, from ``config``, the rope scaling tensors that a GGUF contains in addition to the checkpoint's tensors.
 
     Returns a dict from the GGUF tensor name to a float32 array of shape (rotary dimensions / 2,).
     """

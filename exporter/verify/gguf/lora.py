@@ -1,9 +1,9 @@
 """Check that the base plus a GGUF LoRA equals the tuned model, independently of the exporter.
 
 For the embedding and the head, the product of the LoRA factors is added to the base, and the rows of the sum are
-compared with the tuned model's rows. For all other matrices, the check compares only the norms of the updates in the
-GGUF with the norms of the adapters' updates. llama.cpp reorders the rows of some matrices, and a norm does not depend
-on the order of rows.
+compared with the tuned model's rows. For matrices other than embedding and head, only the norms of the updates in the
+GGUF and in the adapters are compared, because llama.cpp reorders the rows of some matrices and norms do not depend on
+the order of rows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def is_lora(path: Path) -> bool:
 def verify_lora(path: Path, reference: Reference, level: str, say: Callable[[str], None]) -> Report:
     """Check the LoRA factors in a GGUF file that contains only a LoRA adapter.
 
-    The LoRA is not run, because running a LoRA requires a GGUF of the base.
+    The GGUF LoRA is not run in llama.cpp, because llama.cpp can run a LoRA only together with a GGUF of the base.
     """
     say(f"checking the LoRA factors in {path.name}")
     checks = list(check_lora(path, reference, every=level != "rows"))
@@ -74,8 +74,8 @@ class _Pair:
     """The two LoRA factors that a GGUF stores for one tensor.
 
     a: the stored factor lora_a, converted to float64. b: the stored factor lora_b, converted to float64. scale: the
-    number by which llama.cpp multiplies the product of ``a`` and ``b``. transposed: True if the rows of the updated
-    tensor correspond to rows of ``a``, and False if the rows correspond to rows of ``b``.
+    number by which llama.cpp multiplies the product of ``a`` and ``b``. transposed: True if row i of the updated tensor
+    is changed by row i of ``a``, and False if changed by row i of ``b``.
     """
 
     a: Array
@@ -85,12 +85,12 @@ class _Pair:
 
     @property
     def touched(self) -> list[int]:
-        """The indices of the rows that the LoRA factors change."""
+        """The indices of the rows of the updated tensor that the LoRA factors change."""
         rows: list[int] = np.flatnonzero((self.a if self.transposed else self.b).any(axis=1)).tolist()
         return rows
 
     def rows(self, ids: Sequence[int]) -> Array:
-        """Return the update that the LoRA adds to the base rows ``ids``, as a float64 array of shape (n, width)."""
+        """Return the values that the LoRA adds to the base rows ``ids``, as a float64 array of shape (n, width)."""
         left, right = (self.a, self.b.T) if self.transposed else (self.b, self.a)
         added: Array = self.scale * (left[list(ids)] @ right)
         return added
@@ -118,9 +118,9 @@ def _values(file: GgufFile, name: str) -> Array:
 def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, every: bool) -> Check:
     """Compare rows of the base plus the LoRA product with the expected rows of the tuned model.
 
-    For each row, the largest difference is divided by the row's largest absolute value, and the quotient is compared
-    with the limit. If the GGUF has no LoRA factors for a matrix that an adapter replaces, the adapter's matrix must
-    equal the base's matrix bit for bit.
+    The measured deviation of a row is the largest difference in the row divided by the row's largest absolute value. If
+    the GGUF has no LoRA factors for a matrix that an adapter replaces, the adapter's matrix must equal the base's
+    matrix bit for bit.
     """
     n_rows = want.base.spec.n_rows
     if pair is None and (want.rows or want.computed):

@@ -87,7 +87,7 @@ def _default(name: str, arch: str) -> Any:
 
 
 def _is_optional(name: str, arch: str, stated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a GGUF may omit the key ``name``, because llama.cpp's default is right or llama.cpp ignores the key."""
+    """Whether a GGUF may omit the key ``name``: llama.cpp's default is correct, or llama.cpp ignores the key."""
     if name in _FOLLOWING:
         hidden, heads = stated.get("embedding_length"), stated.get("attention.head_count")
         if name == "attention.head_count_kv":
@@ -104,10 +104,11 @@ def _is_optional(name: str, arch: str, stated: Mapping[str, Any], wanted: Mappin
 
 
 def _equal(value: Any, want: Any) -> bool:
-    """Whether a metadata value in a GGUF equals a value from config.json.
+    """Whether ``value`` from GGUF metadata equals ``want`` from config.json.
 
     Numbers are compared as float32, because a GGUF stores floating-point hyperparameters as float32. The GGUF value 0
-    counts as equal to None, because llama.cpp's converter for phi3 writes 0 if the model has no sliding window.
+    counts as equal to null in config.json, because llama.cpp's converter for phi3 writes 0 for a model without a
+    sliding window.
     """
     if isinstance(value, GgufArray):
         return False
@@ -119,7 +120,7 @@ def _equal(value: Any, want: Any) -> bool:
 
 
 def _check_sampling(gguf: GgufModel, reference: Reference) -> Check:
-    """Check that the sampling settings in the GGUF equal the settings in generation_config.json."""
+    """Check that the sampling settings in the GGUF, such as temperature, equal those in generation_config.json."""
     path = reference.auxiliary_files.get("generation_config.json")
     advice = read_object(path) if path else {}
     wrong = []

@@ -30,7 +30,7 @@ _ASSUMED: Final = {
 def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
     """Check the special token ids and the flags for adding BOS and EOS against the tokenizer files.
 
-    With correct flags for BOS and EOS, llama.cpp and transformers add the same special tokens to a text.
+    If the flags are correct, llama.cpp and transformers add the same special tokens to each text.
     """
     files = reference.auxiliary_files
     path = files.get("tokenizer.json")
@@ -54,11 +54,11 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
 
 
 def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Map each special token role, such as BOS, to the list of ids that the GGUF may contain.
+    """Return a dict from each special token role, such as BOS, to the list of token ids that are accepted in the GGUF.
 
-    The accepted ids are the tokenizer's ids for the role. If the tokenizer has no token for the role, the ids in the
-    config files are accepted. If neither the tokenizer nor the config files give an id, the list contains only None, so
-    the GGUF must omit the id.
+    If the tokenizer defines a token for a role, only the tokenizer's token id is accepted. If the tokenizer defines no
+    token for a role, the token ids in the config files are accepted. If neither the tokenizer nor the config files
+    define a token id for a role, the list contains only None, and the GGUF must omit the id.
     """
     files = reference.auxiliary_files
     by_text, named = added_tokens(path), settings(files)
@@ -89,7 +89,7 @@ def _first(entry: Any) -> Any:
 
 
 def _last(processor: Any) -> str | None:
-    """Return the special token that a tokenizer's post-processor appends to every text, or None."""
+    """Return the special token that a tokenizer's post-processor appends to every text, or None if there is none."""
     if not isinstance(processor, dict):
         return None
     for step in processor.get("processors") or [processor]:
@@ -101,7 +101,7 @@ def _last(processor: Any) -> str | None:
 
 
 def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], role: str, ids: list[Any]) -> bool:
-    """Encode a text with transformers to determine whether the special token ``role`` (BOS or EOS) is always added."""
+    """Encode a text to determine whether the tokenizer adds the special token ``role`` (BOS or EOS) to every text."""
     if content.get("post_processor") is None:
         return named.get(f"add_{role}_token") is True
     from tokenizers import Tokenizer  # a large library, imported only if needed

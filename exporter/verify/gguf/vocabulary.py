@@ -46,9 +46,9 @@ def _array(gguf: GgufModel, name: str) -> list[Any]:
 
 
 def _vocabulary(content: Mapping[str, Any]) -> dict[int, str]:
-    """Map token ids to token texts for all tokens of the tokenizer's model, which excludes added tokens.
+    """Return a dict from token id to text for the tokens in section ``model`` of tokenizer.json, without added tokens.
 
-    In tokenizer.json, a unigram model lists its tokens in the order of their ids.
+    For a unigram model, tokenizer.json contains a list of tokens, and the index in the list is the token id.
     """
     vocab = content["model"].get("vocab") or {}
     if isinstance(vocab, dict):

@@ -28,8 +28,8 @@ from exporter.verify.values.quantised_rows import QuantisedRows, sum_fault
 def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks of all tensors of a GGUF, except embedding and head.
 
-    Peak memory: the size of one block of rows. For a tensor with updates, or with an element order that differs from
-    the checkpoint's, the peak memory is the size of the whole tensor.
+    Peak memory: one block of rows, or one whole tensor if the tensor has updates or is stored in a different element
+    order than in the checkpoint.
     """
     config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
@@ -58,8 +58,7 @@ def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Ski
 def _check_names(gguf: GgufModel, wanted: set[str]) -> Check:
     """Check that a GGUF contains exactly the tensor names that are expected for the base checkpoint.
 
-    A separate check covers the tensor names of embedding and head, because these names depend on whether embedding and
-    head are tied.
+    The tensor names of embedding and head depend on tying, and are checked separately.
     """
     wrong = sorted((gguf.tensors.keys() ^ wanted) - set(VOCABULARY))
     detail = f"the names of {len(gguf.tensors)} GGUF tensors match the base"
@@ -73,8 +72,8 @@ def _compare(
 ) -> None:
     """Compare one GGUF tensor with its expected values, and record the result in ``comparison``.
 
-    sources: the expected values of each checkpoint tensor that is stacked in the GGUF tensor, in order. If the GGUF
-    tensor is not a stack, ``sources`` has one element.
+    sources: the expected values of each checkpoint tensor that is stacked in the GGUF tensor, in order. For a GGUF
+    tensor that is not a stack, ``sources`` has one element.
     """
     tensor = gguf.tensors[name]
     rows, width = tensor.n_rows // len(sources), tensor.shape[-1]
@@ -102,7 +101,7 @@ def _compare(
 
 
 class _Comparison:
-    """Accumulated results of comparing the tensors of a GGUF with their expected values."""
+    """Results of comparing the tensors of a GGUF, one after another, with their expected values."""
 
     def __init__(self) -> None:
         self.wrong: list[str] = []

@@ -1,10 +1,10 @@
 """Recognise tensors of the base checkpoint in an ONNX model by comparing rows.
 
 An ONNX export tool may rename tensors, transpose matrices, concatenate the query, key and value matrices, or stack
-experts. Each row of an ONNX matrix is looked up among all rows of the same layer in the base, because every export tool
-keeps the values of a row together. If at least half of the rows of an ONNX matrix are found in the base, all rows of
-the matrix must be found, in the same order as in the base. If fewer than half of the rows of an ONNX matrix are found,
-the matrix is reported as unknown.
+experts. Export tools may move rows but do not change the values within a row, so each row of an ONNX matrix is looked
+up among all rows of the same layer in the base. If at least half of the rows of an ONNX matrix are found in the base,
+all rows of the matrix must be found, in the same order as in the base. If fewer than half of the rows of an ONNX matrix
+are found in the base, the matrix is reported as unrecognised.
 """
 
 from __future__ import annotations
@@ -36,16 +36,15 @@ Place = tuple[int, int]
 
 @dataclass
 class BaseRows:
-    """An index, by storage type and layer, of the rows of all base tensors that adapters do not update."""
+    """An index of the rows of all base tensors without adapter updates, grouped by storage type and layer."""
 
     reference: Reference
     _index: dict[tuple[str, str | None], dict[bytes, list[Place]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Select the tensors that adapters do not update.
+        """Select the base tensors without adapter updates, because only these tensors can be recognised by their rows.
 
-        Tensors with low-rank updates cannot be recognised by their rows, because no row of base plus update equals a
-        row of the base.
+        If a tensor has a low-rank update, no row of the sum of base and update equals a row of the base.
         """
         vocabulary = {self.reference.checkpoint.tie.embedding, self.reference.checkpoint.tie.head}
         self.tensors = {
@@ -58,7 +57,7 @@ class BaseRows:
         self.sizes = [math.prod(shape[:-1]) for shape in shapes]
 
     def matrix_fault(self, name: str, value: Array, storage: str) -> str | None:
-        """Compare a matrix in an ONNX model with the base, and describe the difference.
+        """Compare a matrix in an ONNX model with the base, and return a description of the difference.
 
         Returns "" if the matrix equals a matrix of the base, and None if the matrix is not recognised.
         """
@@ -67,7 +66,7 @@ class BaseRows:
         return min(known, key=len) if known else None
 
     def rows_fault(self, name: str, rows: Array, storage: str) -> str | None:
-        """Compare a matrix in an ONNX model, given as row bytes, with the base, and describe the difference.
+        """Compare the row bytes of a matrix in an ONNX model with the base, and return a description of the difference.
 
         Returns "" if the rows equal the rows of a base matrix, and None if the matrix is not recognised.
 
@@ -87,11 +86,11 @@ class BaseRows:
         return _misplaced(places, self.sizes)
 
     def vector_fault(self, name: str, value: Array) -> str | None:
-        """Compare a 1-D tensor in an ONNX model with the base, and describe the difference.
+        """Compare a 1-D tensor in an ONNX model with the base, and return a description of the difference.
 
-        Returns "" if the tensor equals a 1-D tensor of the base or is constant, and None if the tensor is not
-        recognised. The ONNX tensor is compared with all 1-D tensors of the base in the same layer that have the same
-        length. The elements of the ONNX tensor may be in the order of the base or in any other order.
+        Returns "" if the tensor equals a 1-D tensor of the base or if all its elements are equal, and None if the
+        tensor is not recognised. The ONNX tensor is compared with all 1-D tensors of the base in the same layer that
+        have the same length. A 1-D ONNX tensor may contain the elements of the base tensor in a different order.
         """
         if (value == value[0]).all():
             return ""  # a constant of the graph
@@ -111,7 +110,7 @@ class BaseRows:
     def _layer(self, name: str) -> str | None:
         """Return the layer number in the tensor name ``name``, or None if the base has no layer with this number.
 
-        Some export tools give the final norm a layer number one above the last layer.
+        Some export tools name the final norm as if it belonged to one more layer after the last layer.
         """
         layer = layer_of(name)
         return layer if layer in self.layers else None
@@ -179,9 +178,9 @@ def _bytes(rows: Array) -> Array:
 
 
 def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> bool:
-    """Whether, in the base's row order, any row in ``others`` can come directly after the row ``place``.
+    """Whether at least one row in ``others`` comes directly after the row ``place`` in a concatenation of base tensors.
 
-    After the last row of a tensor, the first row of any tensor can follow.
+    In a concatenation of base tensors, the last row of a tensor is followed by the first row of any tensor.
     """
     number, row = place
     if row + 1 == sizes[number]:
@@ -190,13 +189,12 @@ def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> boo
 
 
 def _misplaced(places: Sequence[Sequence[Place]], sizes: Sequence[int]) -> str:
-    """Describe which row of a matrix is misplaced relative to the row order of the base.
+    """Return a message if a row of a matrix is in a different place than in the base, or "" if all rows are in order.
 
-    Returns "" if all rows are in order. If a matrix is a concatenation of base tensors, the matrix consists of runs of
-    consecutive base rows, and all run lengths are multiples of a number greater than 1. If a row is misplaced, the run
-    lengths have no common divisor greater than 1. If several base rows have equal values, each of these base rows is
-    accepted as the continuation of a run. A matrix in which most rows start a new run, for example because two halves
-    are interleaved, is accepted as a valid layout.
+    A concatenation of base tensors consists of runs of consecutive base rows, and all run lengths are multiples of a
+    number greater than 1. If a single row is in the wrong place, the run lengths have no common divisor greater than 1.
+    If several base rows have equal values, a run may continue with any of these base rows. A matrix in which most rows
+    start a new run, for example because two halves are interleaved, is accepted as a valid layout.
     """
     starts = [
         row

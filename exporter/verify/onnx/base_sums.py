@@ -1,9 +1,9 @@
 """Find the expected sum of a base tensor and its updates for each matrix of an ONNX model.
 
-ONNX export tools may rename and concatenate tensors, and an updated row equals no row of the base, so neither names nor
-rows identify the matrix. Each ONNX matrix is compared with the nearest of all expected sums in the same layer. The
-nearest sum is the one that the matrix should equal, because a sum of base and updates is close to the base. The
-expected sums include single tensors, concatenated tensors, and the transposes of both.
+ONNX export tools may rename and concatenate tensors, and a row with an update equals no row of the base, so an ONNX
+matrix with updates cannot be identified by its name or rows. Each ONNX matrix is compared with the nearest of all
+expected sums in the same layer. Updates are small, so the nearest sum is the sum that the ONNX matrix must equal. The
+expected sums include sums of single tensors, of concatenated tensors and of transposed tensors.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BaseSums:
     def find(self, name: str, value: Array) -> Sum | None:
         """Return the expected sum nearest to the float64 array ``value`` (n, width), or None if no sum is near enough.
 
-        Only sums of one layer are searched: the layer whose number is in ``name``.
+        Only the sums of the layer with the number in ``name`` are searched.
         """
         best, nearest = None, SUM_NEAR
         for candidate in self._sums(layer_of(name)):
@@ -69,7 +69,7 @@ class BaseSums:
         return best
 
     def fault(self, name: str, raw: Array, storage: str) -> str | None:
-        """Compare a matrix in an ONNX model with the expected sum of base and updates, and describe the difference.
+        """Compare a matrix in an ONNX model with its expected sum of base and updates, and describe the difference.
 
         Returns "" if the matrix equals an expected sum, and None if no expected sum is near the matrix or the matrix
         cannot be checked.
@@ -95,10 +95,10 @@ class BaseSums:
         return self._layer[1]
 
     def _made(self, layer: str | None) -> Iterator[Sum]:
-        """Yield the expected sums of base and updates in a layer.
+        """Yield all expected sums of base tensors and updates for the tensors of one layer.
 
-        An expected sum is either a single updated matrix, or a concatenation, in any order, of two or three matrices of
-        the same module. At least one of the concatenated matrices is updated.
+        An expected sum is either a single matrix with updates, or two or three matrices of the same module,
+        concatenated in any order. At least one matrix of a concatenation has updates.
         """
         tensors = self.reference.tensors
         modules: dict[str, list[str]] = {}

@@ -1,8 +1,8 @@
 """Check the config files in an ONNX folder, and the graph inputs and outputs of the models in the folder.
 
 The checked config files are config.json, including the section transformers.js_config, and genai_config.json.
-Applications that run the models rely on these config files and on the names of graph inputs and outputs. A comparison
-of logits does not detect errors in config files, because the verification runs the models without reading the config
+Applications that run ONNX models rely on the config files and on the names of graph inputs and outputs. A comparison of
+logits does not detect errors in config files, because the verification runs the models without reading the config
 files.
 """
 
@@ -55,9 +55,10 @@ _ATTRIBUTES: Final = {
 
 
 def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
-    """Check the files that all models in an ONNX folder share.
+    """Check the config files and auxiliary files that all models in an ONNX folder share.
 
-    If the artifact is a single model file without a config, the checks of the shared files are skipped.
+    If the artifact is a single model file in a folder without a config, the checks of config files and auxiliary files
+    are skipped.
     """
     paths = [model.path for model in models]
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.json", _GENAI)):
@@ -94,7 +95,7 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
 
 
 def _check_browser(config: Mapping[str, Any], paths: Sequence[Path]) -> Check:
-    """Check that config.json lists all model files that have external data, because a browser cannot list a folder."""
+    """Check that config.json lists the model files with external data, as transformers.js in a browser requires."""
     table = config.get(BROWSER)
     listed = table.get("use_external_data_format") if isinstance(table, Mapping) else None
     wanted = {path.name: 1 for path in paths if path.with_name(f"{path.name}_data").exists()}
@@ -136,8 +137,9 @@ def _check_genai(folder: Path, content: Mapping[str, Any], reference: Reference)
 def _wrong_ids(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
     """Yield a message for each special token id in genai_config.json that disagrees with the other config files.
 
-    An id in generation_config.json takes precedence over the id in config.json. If neither file defines a padding id,
-    the padding id must equal the EOS id.
+    genai_config.json must contain the special token id from generation_config.json or, if missing there, from
+    config.json. If neither generation_config.json nor config.json defines a padding id, the padding id in
+    genai_config.json must equal the EOS id.
     """
     configs = [folder / name for name in ("config.json", "generation_config.json")]
     stated: dict[str, Any] = {}
@@ -183,9 +185,9 @@ def check_graph(artifact: Artifact, reference: Reference) -> Iterator[Check | Sk
 
 
 def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Reference) -> Check:
-    """Check that graph inputs, outputs and axes have the names that applications require.
+    """Check that the inputs, the outputs and the axes of a graph have the names that applications require.
 
-    The required inputs and outputs include a key cache and a value cache for every layer.
+    A graph must have inputs and outputs for the key cache and the value cache of every layer.
     """
     layers = hyperparameters(reference.checkpoint.text_config).get("block_count")
     stored = {tensor.name for tensor in graph.initializer}
@@ -211,7 +213,7 @@ def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Refe
 def _check_numbers(graph: onnx.GraphProto, reference: Reference) -> Check:
     """Check that the norm epsilons and the numbers of attention heads in the graph equal the values in config.json.
 
-    The comparison of logits may miss a wrong epsilon, because a wrong epsilon may change the logits by less than
+    A comparison of logits may not detect a wrong norm epsilon, because the epsilon may change the logits by less than
     rounding noise.
     """
     numbers = hyperparameters(reference.checkpoint.text_config)

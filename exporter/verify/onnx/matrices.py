@@ -22,8 +22,8 @@ MIN_ELEMENTS: Final = 4
 class OnnxMatrix:
     """One matrix of an ONNX model.
 
-    parts: the names of the initialisers that form the matrix. A block-quantised matrix has the shape (out, in) and
-    consists of initialisers for codes, scales and, optionally, zero points.
+    parts: the names of the initialisers that form the matrix. A block-quantised matrix has the shape (out, in) and is
+    stored as separate initialisers for quantised integers, scales and, optionally, zero points.
     """
 
     name: str
@@ -32,13 +32,13 @@ class OnnxMatrix:
     parts: Sequence[str]
 
     def raw(self) -> Array:
-        """Join row i of every part into row i of the result, a byte array of shape (rows, total bytes per row)."""
+        """Concatenate the row bytes of all initialisers to a byte array of shape (rows, total bytes per row)."""
         sides = [self.file.rows(name, 0, self.file.initialisers[name].shape[0]) for name in self.parts]
         count = len(sides[0])
         return np.concatenate([np.ascontiguousarray(side).view(np.uint8).reshape(count, -1) for side in sides], axis=1)
 
     def places(self) -> list[ByteRange] | None:
-        """Return the byte range of each part in external data, or None if a part is stored in the model file itself."""
+        """Return each initialiser's byte range in external data, or None if not all initialisers have external data."""
         places = [self.file.initialisers[name].place for name in self.parts]
         outside = [place for place in places if place is not None]
         return outside if len(outside) == len(places) else None
@@ -52,7 +52,7 @@ class OnnxMatrix:
 def inner_initialisers(file: OnnxFile) -> Iterator[str]:
     """Yield the names of all weight initialisers, except embedding, head and rotary tables.
 
-    For a block-quantised matrix, only the name of the initialiser with the codes is yielded.
+    For a block-quantised matrix, only the name of the initialiser with the quantised integers is yielded.
     """
     blocked = _blocked(file)
     scale_parts = {part for tensor in blocked.values() for part in tensor.parts[1:]}

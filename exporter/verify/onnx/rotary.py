@@ -1,6 +1,7 @@
 """Check the cosine and sine tables for rotary embeddings in an ONNX graph.
 
-The tables need a separate check, because the verification texts are short and use only the first rows of the tables.
+The rotary tables need a separate check, because a comparison of logits uses short texts and therefore only the first
+rows of the tables.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]
 
 
 def _deviation(name: str, table: Array, steps: Array, stored: str) -> float:
-    """Divide the deviation of each element of a rotary table by its tolerance, and return the largest quotient."""
+    """Return the largest deviation of an element of a rotary table, as a multiple of the element's tolerance."""
     angles = np.arange(len(table))[:, None] * steps
     function = "cos" if "cos" in name.rpartition(".")[2] else "sin"
     allowed = ROTARY_ABS[stored] + ROTARY_PER_RADIAN * angles
@@ -62,10 +63,10 @@ def _deviation(name: str, table: Array, steps: Array, stored: str) -> float:
 
 
 def _frequencies(config: Mapping[str, Any]) -> Iterator[Array]:
-    """Yield arrays with one rotary frequency, in radians per position, for each pair of rotary dimensions.
+    """Yield arrays of rotary frequencies in radians per position, with one frequency per pair of rotary dimensions.
 
-    The first array contains the frequencies of layers with full attention. If the config defines a separate rope base
-    for layers with a sliding window, a second array with the frequencies of these layers is yielded.
+    The first yielded array contains the rotary frequencies of layers with full attention. If the config defines a
+    separate rope base for layers with a sliding window, a second array with the frequencies of these layers is yielded.
     """
     numbers = hyperparameters(config)
     dims, theta = numbers.get("rope.dimension_count"), numbers.get("rope.freq_base")

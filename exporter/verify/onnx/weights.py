@@ -18,9 +18,9 @@ from exporter.verify.report import Check, Skip
 def check_weights(path: Path, reference: Reference, base: BaseRows) -> Iterator[Check | Skip]:
     """Yield the checks of the weights in one ONNX model file.
 
-    base: the index of the base checkpoint's rows, which is shared by the checks of all model files.
+    base: an index of the base checkpoint's rows, which is built once and used for all model files.
 
-    Peak memory: the size of a few tensors, plus the index ``base``.
+    Peak memory: a few tensors of the model, plus the index ``base``.
     """
     file = OnnxFile.open(path)
     known = {tensor.name: tensor for tensor in matrices(file)}

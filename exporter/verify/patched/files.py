@@ -1,7 +1,7 @@
 """Check the tokenizer, the configs and all other files, except the models, in a folder with patched models.
 
-The tokenizer must equal the adapters' tokenizer, the configs must match the new vocabulary size, and all other files
-must be unchanged.
+After a patch, the tokenizer must equal the adapters' tokenizer, the configs must match the new vocabulary size, and all
+other files must be unchanged.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class FilesBefore:
-    """The contents of a folder before a patch, excluding the model files.
+    """The files of a folder before a patch, without the model files.
 
-    digests: path relative to the folder → SHA-256 digest of the file. configs: file name → parsed config, or {} if the
-    file does not exist. special_ids: config key of a special token id, such as eos_token_id → token id.
+    digests: path relative to the folder → SHA-256 digest of the file. configs: name of a config file → parsed content,
+    or {} if the file does not exist. special_ids: config key, such as eos_token_id → token id.
     """
 
     digests: Mapping[str, str]
@@ -46,7 +46,8 @@ class FilesBefore:
     def read(cls, folder: Path, models: Set[Path]) -> FilesBefore:
         """Read the files in ``folder``, except the model files, before a patch.
 
-        models: model files to skip, because other checks compare the models. Peak memory: the size of the config files.
+        models: model files, which are skipped because separate checks compare models. Peak memory: the size of the
+        config files.
         """
         return cls(_digests(folder, models), _configs(folder), special_ids(auxiliary_files(folder)))
 
@@ -57,7 +58,7 @@ def check_files(
     """Check the files of ``folder``, except its model files, after a patch.
 
     vocab: number of tokens after the patch, or None if the patch does not change the number of tokens. models: model
-    files to skip, because other checks compare the models.
+    files, which are skipped because separate checks compare models.
     """
     adapter_files = tuned_files({}, [adapter.auxiliary_files for adapter in adapters])
     after, configs = _digests(folder, models), _configs(folder)
@@ -113,9 +114,10 @@ def _table(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str], vocab: int | None) -> Iterator[str]:
-    """Return the config keys whose values the patch changed although a patch must not change them.
+    """Yield the config keys with values that the patch changed by mistake.
 
-    A patch may change ids of special tokens, and must set vocab_size to ``vocab`` if the vocabulary grows.
+    A patch may change the ids of special tokens, must set vocab_size to ``vocab`` if the vocabulary grows, and must not
+    change any other value.
     """
     for key in sorted((old.keys() | new.keys()) - free - SPECIAL_IDS):
         want = vocab if key == "vocab_size" and vocab is not None and key in old else old.get(key)

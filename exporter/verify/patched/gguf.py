@@ -45,8 +45,8 @@ class Before:
     """Data that are read from a base GGUF file before the patch, for comparison with the patched file.
 
     rows: tensor → token id → trained row, before encoding in the tensor's type. dtype: dtype to which trained rows are
-    rounded before encoding. untouched: tensor → digests of the rows that a patch must not change. every: True if
-    ``untouched`` covers all rows, False if ``untouched`` covers a sample.
+    rounded before encoding in the tensor's type. untouched: tensor → digests of the rows that the patch must not
+    change. every: True if ``untouched`` covers all rows, False if ``untouched`` covers a sample.
     """
 
     gguf: GgufModel
@@ -59,8 +59,8 @@ class Before:
     def read(cls, gguf: GgufModel, adapters: Sequence[Adapter], dtype: str, *, every: bool) -> Before:
         """Read from the base file, before the patch, all data that the checks need after the patch.
 
-        every: True to compute digests of all rows of every tensor, False to compute digests of a sample. Peak memory: 8
-        MiB plus the size of the digests.
+        every: True to compute digests of all rows of every tensor, False to compute digests of a sample. Peak memory:
+        one 8 MiB block of the file plus the digests.
         """
         rows = _rows(gguf, adapters)
         untouched = {}
@@ -125,7 +125,7 @@ def _holding(files: Sequence[GgufFile], name: str) -> GgufFile:
 
 
 def _check_keys(file: GgufFile, before: Before) -> Check:
-    """Check that only token-dependent metadata changed, and that the token count equals the embedding's row count."""
+    """Check that the patch changed only metadata about tokens, and that the metadata list one token per row."""
     old, new = _values(before.gguf.files[0]), _values(file)
     rows = max(
         [*(token_id + 1 for tensor_rows in before.rows.values() for token_id in tensor_rows), _n_rows(before.gguf)]
@@ -153,7 +153,7 @@ def _n_rows(gguf: GgufModel) -> int:
 def _values(file: GgufFile) -> dict[str, Any]:
     """Return the metadata of a GGUF file as values that can be compared with ``==``.
 
-    An array in the metadata is represented by its type, length and digest, to save memory.
+    To save memory, each metadata array is replaced by a tuple of the array's type, length and digest.
     """
     out: dict[str, Any] = {}
     for name, value in file.metadata.items():
@@ -190,7 +190,7 @@ def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
 
 
 def _check_rows(file: GgufFile, name: str, rows: Mapping[int, Array], dtype: str) -> Check:
-    """Check that every stored trained row equals the trained row encoded in the tensor's type."""
+    """Check that every trained row in the patched file equals the adapter's row, encoded in the tensor's type."""
     storage = file.tensors[name].type
     wrong = [
         token_id

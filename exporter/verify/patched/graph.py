@@ -1,6 +1,6 @@
 """Compare the ONNX graphs of a model before and after a patch.
 
-The two graphs may differ only in sizes that depend on the number of tokens.
+A patch may change only those parts of a graph that depend on the number of tokens, such as shapes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class GraphPair:
     """The ONNX graphs of a model before and after a patch.
 
     vocabulary: the initialisers of the embedding and the LM head; other checks compare the bytes, lengths and file
-    offsets of these initialisers. sizes: the number of tokens before the patch and after the patch.
+    offsets of these initialisers. sizes: a pair (number of tokens before the patch, number of tokens after the patch).
     """
 
     old: ModelProto
@@ -30,7 +30,7 @@ class GraphPair:
     sizes: tuple[int, int]
 
     def difference(self) -> str | None:
-        """Return the path of field names to the first forbidden difference, or None if no difference is forbidden."""
+        """Return the protobuf field path of the first difference that a patch must not make, or None."""
         for model in (self.old, self.new):
             kept = [prop for prop in model.metadata_props if not prop.key.startswith(PROVENANCE)]
             del model.metadata_props[:]
@@ -99,7 +99,7 @@ def _constants_of(tensors: Any) -> dict[str, Any]:
 def _numbers(tensor: Any) -> Any:
     """Return the values of an int64 tensor that is stored inside the model file, or None for any other tensor.
 
-    In ONNX graphs, shapes and lengths are stored as int64 tensors.
+    ONNX graphs store shapes and lengths as int64 tensors, which a patch may have to change.
     """
     if tensor.data_type != TensorProto.INT64 or tensor.data_location == TensorProto.EXTERNAL:
         return None

@@ -47,8 +47,8 @@ class ModelBefore:
     """Data that are read from an ONNX model before the patch, for comparison with the patched model.
 
     rows: matrix → token id → trained row, before encoding in the matrix's type. untouched: initialiser → range → digest
-    of the content that a patch must not change. In ``untouched``, ranges are ranges of tokens for the embedding and the
-    LM head, and ranges of bytes for any other tensor.
+    of the content in the range that the patch must not change. A range in ``untouched`` is a range of token ids for the
+    embedding and the LM head, and a range of bytes for other initialisers.
     """
 
     file: OnnxFile
@@ -76,7 +76,8 @@ class ModelBefore:
 class Before:
     """Data that are read from an ONNX folder before the patch, for comparison with the patched folder.
 
-    Each instance keeps the ONNX graphs in memory, including weights that are stored inside the model files.
+    An instance of ``FolderBefore`` keeps the ONNX graphs in memory, including weights that are stored inside model
+    files.
     """
 
     folder: Path
@@ -148,7 +149,7 @@ def _sampled_spans(nbytes: int) -> list[tuple[int, int]]:
 def _is_raw(file: OnnxFile, name: str) -> bool:
     """Whether a tensor is stored as external data, outside the model file.
 
-    Tensors that are stored inside the model file are compared together with the graph.
+    Tensors that are stored inside the model file are part of the graph and are compared by the graph check.
     """
     return file.initialisers[name].place is not None
 
@@ -184,7 +185,7 @@ def _values(file: OnnxFile, name: str, row: int) -> Array:
 
 
 def _scale(file: OnnxFile, name: str) -> tuple[float, float]:
-    """Return the scale and the zero point of an integer matrix in which all rows share one scale."""
+    """Return the scale and the zero point of an integer matrix with one scale for the whole matrix."""
     quantisation = file.scaled[name]
     zero = float(file.rows(quantisation.zero_point, 0, 1)[0]) if quantisation.zero_point else 0.0
     return float(file.rows(quantisation.scale, 0, 1)[0]), zero
@@ -221,7 +222,7 @@ def _check_model(file: OnnxFile, before: ModelBefore, vocab: int, *, every: bool
 
 
 def _check_rows(file: OnnxFile, name: str, rows: Mapping[int, Array]) -> Check:
-    """Check that every stored trained row equals the trained row encoded in the matrix's type."""
+    """Check that every trained row in the patched model equals the adapter's row, encoded in the matrix's type."""
     storage = _storage(file, name)
     wrong = [token_id for token_id, row in rows.items() if not _holds(file, name, storage, token_id, row)]
     detail = f"{len(rows)} trained rows equal the adapter's rows, encoded in {storage}"

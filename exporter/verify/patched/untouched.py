@@ -1,6 +1,6 @@
 """Compute, before a patch, digests of the rows and bytes that the patch must not change.
 
-An in-place patch overwrites the base, so the patched data can only be compared with digests of the base.
+An in-place patch overwrites the base, so after the patch only digests of the base are available for the comparison.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Digests = Mapping[tuple[int, int], bytes]
 def sampled_rows(n_rows: int, changed: Collection[int]) -> list[tuple[int, int]]:
     """Return one-row ranges for a sample of the rows that the patch must not change.
 
-    The sample includes the rows next to changed rows, because writing at a wrong offset would overwrite these
-    neighbours.
+    The sample includes the rows next to changed rows, because a patch that writes at a wrong offset overwrites
+    neighbouring rows.
     """
     near = {row + step for row in sorted(changed)[:SAMPLED] for step in (-1, 1)}
     rows = (near | set(sample(n_rows))) - set(changed)
@@ -32,7 +32,7 @@ def sampled_rows(n_rows: int, changed: Collection[int]) -> list[tuple[int, int]]
 
 
 def all_rows(n_rows: int, row_nbytes: int) -> list[tuple[int, int]]:
-    """Return ranges that cover all rows. Each range contains at most 8 MiB, or a single row if the row is larger."""
+    """Return ranges that cover all rows of a matrix. A range has at most 8 MiB, or one row if a row exceeds 8 MiB."""
     step = max(1, BLOCK_BYTES // max(1, row_nbytes))
     return [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
 
@@ -40,7 +40,7 @@ def all_rows(n_rows: int, row_nbytes: int) -> list[tuple[int, int]]:
 def digests(
     read: Reader, ranges: Iterable[tuple[int, int]], changed: Collection[int] = ()
 ) -> dict[tuple[int, int], bytes]:
-    """Return the digest of each range in ``ranges``, leaving out the rows ``changed`` from the hashed data.
+    """Return the digest of each range of rows in ``ranges``, computed without the rows ``changed``.
 
     Peak memory: the bytes of one range.
     """
@@ -51,7 +51,7 @@ def digests(
 
 
 def differing(read: Reader, before: Digests, changed: Collection[int] = ()) -> list[tuple[int, int]]:
-    """Return all ranges whose current digest differs from the digest in ``before``."""
+    """Return all ranges of rows for which the digest after the patch differs from the digest in ``before``."""
     after = digests(read, before, changed)
     return [rows for rows, digest in before.items() if after[rows] != digest]
 
@@ -59,7 +59,8 @@ def differing(read: Reader, before: Digests, changed: Collection[int] = ()) -> l
 def check_untouched(wrong: Sequence[str], description: str) -> Check:
     """Return a check that fails if the patch changed an untrained row or any other byte that must not change.
 
-    wrong: descriptions of the ranges whose digests differ. description: the detail text to use if the check passes.
+    wrong: descriptions of the ranges with different digests; the check passes if ``wrong`` is empty. description: the
+    check's detail text if the check passes.
     """
     detail = f"{wrong[0]}: expected the content of the base, found different content" if wrong else description
     return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

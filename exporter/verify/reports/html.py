@@ -40,16 +40,16 @@ def to_html(document: Mapping[str, Any]) -> bytes:
 
 
 def _profiled_model(artifact: Mapping[str, Any]) -> str | None:
-    """Return the name of the model with plotted results, or None if the artifact contains only one model.
+    """Return the name of the model in the plots, or None if the artifact contains only one model.
 
-    If an artifact has several models, the results of the first model that was run are plotted.
+    If an artifact contains several models, only the first model that was run is plotted.
     """
     runs = [name for name in artifact["facts"] if name.endswith(": runtime")]
     return runs[0].removesuffix(": runtime") if artifact["profile"] and len(runs) > 1 else None
 
 
 def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """Yield every plot for which the report contains the data.
+    """Yield each plot whose data the report contains.
 
     The plots of logits require that the model was run, and the bar plot requires trained rows.
     """
@@ -65,9 +65,9 @@ def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return each token with its KL divergence and a colour intensity (heat, 0 to 1), or None if no model was run.
+    """Return each token with its KL divergence and a colour intensity from 0 to 1, or None if no model was run.
 
-    The heat rises linearly with the logarithm of the KL divergence at the token's position.
+    The colour intensity of a token rises linearly with the logarithm of the KL divergence at the token's position.
     """
     if artifact["profile"] is None:
         return None

@@ -49,7 +49,7 @@ _POWERS: Final = FuncFormatter(lambda value, _: f"{value:.0e}")
 
 
 def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Plot, for each position, the mean KL over all sequences and a thin line from the mean up to the largest KL.
+    """Plot the mean KL over all sequences at each position, with a thin line from the mean up to the largest KL.
 
     Each kind of position (for example a trained token as input) is plotted in a separate colour.
     """

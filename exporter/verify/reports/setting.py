@@ -36,7 +36,7 @@ _PACKAGES: Final = (
 
 
 def setting(reference: Reference, artifacts: Sequence[Path]) -> dict[str, Any]:
-    """Return the environment, the reference and the file digests for a report. The result contains no timestamp.
+    """Return the environment, the reference and the file digests for a report.
 
     All files of ``artifacts`` are read to compute the digests. Peak memory: one block of a file, because files are
     hashed block by block.

@@ -1,6 +1,7 @@
 """Write a report as JSON, JUnit XML and HTML.
 
-The JSON, XML and HTML contents are all rendered from the same document, before any file is written.
+report.json, report.xml and report.html are rendered from the same data, and are written only after all three are
+rendered.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ HTML: Final = "report.html"
 def require_renderers() -> None:
     """Raise MissingDependency if a package that is needed to render reports is not installed.
 
-    The function searches for the packages without importing the packages.
+    The packages are searched for, but not imported.
     """
     for package in REPORT:
         package.require("--report")

@@ -1,9 +1,10 @@
-"""Compare the mean KL divergence of a quantised artifact with the mean KL of the equally quantised, untuned base.
+"""Compare the mean KL divergence that quantisation causes in an artifact and in the equally quantised, untuned base.
 
-The excess is (a - b) / b, where a is the artifact's mean KL and b is the quantised base's mean KL, both over the same
-positions. The excess has a standard error, because quantisation noise affects both means. The limit for the excess
-grows with the standard error, so that the check does not fail because of noise alone. A faulty artifact cannot raise
-the limit for the excess.
+The excess is (a - b) / b, where a is the mean KL of the artifact from the tuned model, and b is the mean KL of the
+quantised base from the unquantised base, over the same positions. The excess has a standard error, because both mean
+KLs depend on random quantisation noise. The limit for the excess grows with the standard error, so that noise alone
+does not make the check fail. The standard error is at most an estimate from the base's KL alone, so a faulty artifact
+cannot raise the limit above this estimate.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from exporter.verify.tolerances import EXCESS_ERRORS, QUANTISED_EXCESS, QUANTISE
 def check_base(base: Distance, types: Collection[str]) -> Check:
     """Check that the quantised base is close to the unquantised base.
 
-    The quantised base needs a separate check, because the excess check cannot detect errors of the quantised base.
+    The quantised base needs this check, because a comparison of the artifact with a faulty quantised base would be
+    meaningless.
     """
     return _check_median("base as stored", base, types, "median KL of the equally quantised base")
 
@@ -46,8 +48,8 @@ def check_excess(
     The limit for the excess is the larger of QUANTISED_EXCESS and ``errors`` standard errors. tuned: distance of the
     artifact from the tuned model. base: distance of the quantised base from the untuned model, at the same positions.
     lengths: number of positions of each sequence. varied: number of positions where tuning affects the logits of all
-    tokens. At any other position, the tuned model's logits differ from the base's logits in only a few columns of the
-    vocabulary. errors: number of standard errors that the excess may reach.
+    tokens of the vocabulary. At positions that ``varied`` excludes, tuning affects only the logits of trained tokens.
+    errors: the factor for the standard error in the limit.
     """
     error = standard_error(tuned, base, lengths, varied)
     detail = (
@@ -66,8 +68,8 @@ def check_routed(
     A few tokens that are routed to different experts than in the reference raise the mean KL but hardly change the
     median KL.
 
-    most: limit for the median KL, or None to allow the median to exceed the base's median by at most the share
-    QUANTISED_EXCESS.
+    most: limit for the median KL, or None to limit the median KL to (1 + QUANTISED_EXCESS) times the median KL of the
+    quantised base.
     """
     yield check_excess(tuned, base, lengths, varied, ROUTED_ERRORS)
     detail = f"median KL {tuned.kl_median:.3g}, median KL of the equally quantised base {base.kl_median:.3g}"
@@ -78,17 +80,17 @@ def check_routed(
 
 
 def standard_error(tuned: Distance, base: Distance, lengths: Sequence[int], varied: int) -> float:
-    """Return the standard error of the excess, which is relative to the quantised base's mean KL.
+    """Return the standard error of the excess (a - b) / b of an artifact's mean KL a over a quantised base's mean KL b.
 
     The standard error is the smaller of a paired and an independent estimate.
 
-    The paired estimate uses the difference d of the two KL values at each position, and is the larger of two numbers:
-    sqrt(Σ(d - mean)²) over all positions, and sqrt(Σ(Σd - n·mean)²) over all sequences, where the inner sum runs over
-    the n positions of a sequence. The paired estimate uses sums over sequences because the positions of a sequence are
-    correlated, and uses single positions because an estimate from only a few sequences is unreliable. The independent
-    estimate is the standard deviation of the base's KL times sqrt(2 ``varied``), as if the KL values at ``varied``
-    positions were independent draws from the base's distribution. A faulty artifact can raise the paired estimate, but
-    not the independent estimate, which uses only the base's KL.
+    The paired estimate uses the difference d between the artifact's KL and the base's KL at each position. The paired
+    estimate is the larger of sqrt(Σ(d - mean d)²), summed over all positions, and sqrt(Σs²), summed over all sequences,
+    where s is the sum of d - mean d over the positions of a sequence. The sum over sequences is used because the
+    positions of a sequence are correlated, and the sum over positions is used because an estimate from few sequences is
+    unreliable. The independent estimate is the standard deviation of the base's KL times sqrt(2 ``varied``), as if the
+    KL values at ``varied`` positions were independent draws from the base's distribution. A faulty artifact can raise
+    the paired estimate, but not the independent estimate, which uses only the base's KL.
     """
     if not base.kl > 0:
         return 0.0

@@ -35,14 +35,14 @@ Say = Callable[[str], None]
 
 @dataclass
 class ArtifactResults:
-    """The result arrays of all processes that run the same artifact.
+    """The result arrays of all processes that ran one artifact or the artifact's quantised base.
 
-    rounding: how the reference model is rounded for comparison with the artifact. modes: the artifact's run modes, such
-    as cached. arrays: logits and tokens of the artifact. base_arrays: logits of the untuned base, which is quantised
-    like the artifact. loader_arrays: logits and tokens of the artifact, computed by the GGUF loader of transformers.
-    failure: error message of the runtime, or "" if the run succeeded. not_restored: names of tuned tensors that could
-    not be replaced by the base's tensors. If ``not_restored`` is not empty, ``base_arrays`` do not belong to the
-    untuned base and must not be used.
+    rounding: name of the rounding of the reference model with which the artifact is compared, such as BF16. modes: the
+    artifact's run modes, such as cached. arrays: logits and tokens of the artifact. base_arrays: logits of the untuned
+    base, quantised in the same way as the artifact. loader_arrays: logits and tokens of the artifact, computed by the
+    GGUF loader of transformers. failure: error message of the runtime, or "" if the run succeeded. not_restored: names
+    of tuned tensors that could not be replaced by the base's tensors. If ``not_restored`` is not empty, ``base_arrays``
+    were computed from a mixture of tuned and untuned tensors, and must not be used.
     """
 
     artifact: Artifact
@@ -60,11 +60,11 @@ class ArtifactResults:
 
 @dataclass
 class Execution:
-    """Starts the processes that run the models during a verification.
+    """Starts the processes that run the artifacts and the reference model, and compares the results.
 
     The result arrays of the processes are stored in ``folder``, and each array is read from disk when needed.
 
-    required: names of runtimes that must run every artifact of a supported format.
+    required: names of runtimes, each of which must run all artifacts of the formats that the runtime supports.
     """
 
     reference: Reference
@@ -78,8 +78,8 @@ class Execution:
     def run(self, artifact: Artifact) -> None:
         """Run ``artifact`` in the runtime for its format.
 
-        If ``artifact`` is quantised, a copy of ``artifact`` with the untuned base's values is run as well. Raises
-        MissingDependency if no installed runtime can run ``artifact``.
+        If ``artifact`` is quantised, a copy with the values of the untuned base is also run. Raises MissingDependency
+        if no installed runtime can run ``artifact``.
         """
         runtime = choose_runtime(artifact, self.reference)
         name = "onnxruntime" if artifact.format == "onnx" else "transformers"
@@ -124,7 +124,7 @@ class Execution:
         self.say(f"running {artifact.path.name} took {time.perf_counter() - started:.1f} s")
 
     def _run_loader(self, state: ArtifactResults, job: dict[str, Any], folder: Path) -> None:
-        """Run a GGUF file a second time, in the GGUF loader of transformers, or record why the loader is skipped."""
+        """Run a GGUF file in the GGUF loader of transformers, or record why the loader cannot run the file."""
         reason = gguf_loader.unsupported_reason(self.reference)
         if not installed(gguf_loader.NAME):
             reason = str(missing(gguf_loader.NAME, needed_for="reading a GGUF file in transformers"))
@@ -143,7 +143,7 @@ class Execution:
         return gguf_loader.sequences_to_run(self.sequences.all, self.sequences.trained)
 
     def run_reference(self) -> None:
-        """Run the reference model in one process, once for each rounding that the comparison with an artifact needs.
+        """Run the reference model in one process, once for each rounding with which an artifact is compared.
 
         The reference model also computes scores of the tokens that the artifacts chose by greedy decoding.
         """
@@ -166,7 +166,7 @@ class Execution:
     def compare(self, artifact: Artifact, facts: dict[str, float | str]) -> Iterator[Check]:
         """Compare the logits and tokens of ``artifact`` with the logits and tokens of the reference model.
 
-        If the runtime failed, the result is a failed check.
+        If the runtime that ran the artifact failed, only a failed check is yielded.
         """
         state = self.runs[artifact.path]
         facts["runtime"] = TITLES[state.runtime]
@@ -248,18 +248,18 @@ class Execution:
         yield from excess.check_routed(tuned, base, lengths, self._tuned_positions(), most)
 
     def _tuned_positions(self) -> int:
-        """Number of positions, over all sequences, at which inner weights or trained tokens change the logits."""
+        """Count the positions, over all sequences, at which tuning may change the logits of all tokens."""
         trained, computes = set(self.reference.trained_ids), self.reference.computes
         return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))
 
     def _uses_mean(self, state: ArtifactResults) -> bool:
-        """Whether the check compares the artifact's mean KL with the mean KL of the equally quantised base."""
+        """Whether the artifact's mean KL is compared with the mean KL of the equally quantised base."""
         return state.artifact.quantised or self._router_is_noisy(state)
 
     def _router_is_noisy(self, state: ArtifactResults) -> bool:
         """Whether rounding may change the experts to which a mixture-of-experts model routes tokens.
 
-        For a 16-bit file, llama.cpp rounds activations to the file's 16-bit type.
+        Routing may change for 16-bit files, because llama.cpp rounds activations to the 16-bit type of the file.
         """
         return self.reference.routed and state.artifact.storage in HALVES and state.runtime == "llamacpp"
 
@@ -273,7 +273,7 @@ class Execution:
         return [prompt[:length] for prompt in prompts]
 
     def _greedy_tokens(self) -> int:
-        """Number of tokens to decode greedily. Prompt and decoded tokens must fit into the model's maximum context."""
+        """Number of tokens to decode greedily, limited so that prompt and tokens fit into the model's context."""
         length = len(self._greedy_prompts()[0])
         left = (self.reference.max_positions or length + GREEDY_TOKENS) - length
         return max(1, min(GREEDY_TOKENS, left))
@@ -281,7 +281,8 @@ class Execution:
     def _base_sequences(self) -> list[list[int]]:
         """Return the token sequences for running the untuned base.
 
-        Each new token is replaced by a token of the base's vocabulary, so that the number of positions is unchanged.
+        In the sequences for the untuned base, new tokens are replaced by a token of the base's vocabulary, so that the
+        number of positions is unchanged.
         """
         limit, known = self.reference.base_vocab, self.sequences.control[0][0]
         return [[token if token < limit else known for token in ids] for ids in self.sequences.many]

@@ -4,8 +4,8 @@ A GGUF file must produce the same results in the GGUF loader of transformers as 
 
 The GGUF loader of transformers dequantises the file and computes in float32. The GGUF loader of transformers is many
 times slower than llama.cpp, mainly because the loader converts the GGUF vocabulary. Because the GGUF loader of
-transformers is slow, only a few sequences are run in the loader. Unless the user requires the loader, only one file per
-model is run in the loader.
+transformers is slow, the loader runs only two sequences. Unless ``--require transformers-gguf`` is given, the loader
+runs only one GGUF file per model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NOT_READ: Final = ("qk_layernorm", "use_parallel_residual")
 
 
 def unsupported_reason(reference: Reference) -> str | None:
-    """Return why the GGUF loader of transformers cannot run the model, or None if the loader can run the model."""
+    """Return the reason why the GGUF loader of transformers cannot run the model, or None if the loader supports it."""
     config = reference.checkpoint.text_config
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     model, rotation = config.get("model_type"), rope.get("rope_type", rope.get("type", "default"))
@@ -51,12 +51,12 @@ def require_supported(reference: Reference) -> None:
 
 
 def sequences_to_run(sequences: Sequence[Sequence[int]], trained: Sequence[Sequence[int]]) -> list[int]:
-    """Return two indices of sequences: the first sequence, and the first sequence that contains trained tokens."""
+    """Return the index of the first sequence and, if any, the index of the first sequence with trained tokens."""
     return [0] if not trained else [0, len(sequences) - len(trained)]
 
 
 def distance(reference: Reader, name: str, arrays: Reader, numbers: Sequence[int]) -> Distance:
-    """Return the distance between the GGUF loader's logits and the logits in the arrays ``name`` of ``reference``.
+    """Return the distance of the GGUF loader's logits from the logits that ``reference`` saved as ``name.N``.
 
     numbers: indices of the sequences to compare.
     """
@@ -66,12 +66,11 @@ def distance(reference: Reader, name: str, arrays: Reader, numbers: Sequence[int
 
 
 def check_exact(distance: Distance, rounding: float) -> Check:
-    """Check that the logits of an unquantised GGUF file equal the logits of the equally rounded reference model.
+    """Check that the GGUF loader's logits of an unquantised file equal the equally rounded reference model's logits.
 
     The tolerance is small, because the GGUF loader of transformers and the reference model use the same kernels.
 
-    rounding: the largest change in a logit that results from rounding merged matrices, or 0 if the file contains no
-    merged matrix.
+    rounding: the largest change of a logit caused by rounding the merged matrices, or 0 if no matrix is merged.
     """
     limit = max(LOADER_MAX_ABS, HF_ROUNDING_SHARE * rounding)
     return Check.at_most(
@@ -80,7 +79,7 @@ def check_exact(distance: Distance, rounding: float) -> Check:
 
 
 def check_quantised(distance: Distance) -> Check:
-    """Check that the loader's logits of a quantised GGUF equal llama.cpp's logits, up to rounding of activations."""
+    """Check that the GGUF loader and llama.cpp compute equal logits of a quantised file, up to rounded activations."""
     detail = (
         f"mean KL from llama.cpp over {distance.positions} positions, "
         f"maximum absolute logit difference {distance.max_abs:.2g}"

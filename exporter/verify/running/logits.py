@@ -39,7 +39,7 @@ def distance(
     sequences: Sequence[Sequence[int]],
     columns: int | None = None,
 ) -> Distance:
-    """Return the distance between the logits ``got`` and ``want`` over all ``sequences``.
+    """Return the distance of the logits ``got`` from the logits ``want`` over all ``sequences``.
 
     columns: number of vocabulary entries to compare, or None to compare all entries.
     """
@@ -59,7 +59,7 @@ def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]
 
 
 def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Compare an ONNX graph's logits with the reference in a full pass and, if supported, in cached and padded runs."""
+    """Compare the logits of an ONNX graph in each run mode (full, cached and padded) with the reference logits."""
     for mode in (known for known in _ONNX_MODES if known in distances):
         name = _ONNX_MODES[mode]
         if storage == "F32":
@@ -80,7 +80,7 @@ def check_modes(got: Reader, modes: Sequence[str], sequences: Sequence[Sequence[
 
 
 def check_gguf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Check that the mean KL of a GGUF file is within the limit for the file's tensor type.
+    """Check that the mean KL of a GGUF file from the reference is within the limit for the file's tensor type.
 
     For a float32 GGUF file, the top-1 token must also equal the reference's top-1 token at every position.
     """
@@ -99,7 +99,7 @@ def _check_max_abs(name: str, distance: Distance, limit: float) -> Check:
 
 
 def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequence[int]) -> Check:
-    """Check that each token decoded greedily by the artifact has the highest logit in the reference, up to noise.
+    """Check that each token that the artifact decoded greedily has the highest logit in the reference, up to noise.
 
     continuations: for each prompt, the number N in the names of the reference arrays that score the artifact's tokens.
     """

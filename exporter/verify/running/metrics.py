@@ -17,14 +17,14 @@ _FEW: Final = 5
 class Distance:
     """Distances of the logits ``got`` from the logits ``want`` at each position, with summaries over all positions.
 
-    Unless noted, each array is float64 of shape (positions,).
+    Arrays without a documented shape are float64 arrays of shape (positions,).
 
-    kl_at: KL(want ‖ got) in nats.  max_abs_at: largest absolute difference between corresponding logits of ``got`` and
+    kl_at: KL(want ‖ got) in nats. max_abs_at: largest absolute difference between corresponding logits of ``got`` and
     ``want``.
     top1_at: 1 if the top-1 token of ``got`` has the highest logit in ``want`` (ties included), else 0.
     top5_at: share of the top-5 tokens of ``got`` that are also among the top-5 tokens of ``want``.
-    surprise_at: array of shape (positions, 2) with -log p of the next token under ``want`` and under ``got``, or NaN at
-    positions without a next token.
+    surprise_at: array of shape (positions, 2) with -log p of the next token, computed from ``want`` and from ``got``,
+    or NaN at positions without a next token.
     """
 
     kl_at: Array
@@ -70,7 +70,7 @@ class Distance:
 
     @property
     def perplexities(self) -> tuple[float, float]:
-        """Return the sequence's perplexities under ``want`` and ``got``, or NaN if no position has a next token."""
+        """Return the perplexities computed from ``want`` and from ``got``, or NaN if no position has a next token."""
         known = self.surprise_at[~np.isnan(self.surprise_at[:, 0])]
         if not len(known):
             return np.nan, np.nan
@@ -79,7 +79,7 @@ class Distance:
         return float(want), float(got)
 
     def figures(self) -> dict[str, float]:
-        """Return the summaries of the distances for the report, as a dict from name to number."""
+        """Return the mean, median and other summaries of the distances as a dict from name to number."""
         want, got = self.perplexities
         return {
             "positions": float(self.positions),
@@ -103,8 +103,8 @@ def compare(want: Array, got: Array, ids: Sequence[int] = ()) -> Distance:
 
     If ``got`` contains a NaN, all summaries are NaN, so that every check fails.
 
-    want, got: logits of shape (positions, vocabulary). ids: token ids of the sequence, needed for perplexities. Token
-    ids without a column in the logits are excluded from the perplexities.
+    want, got: logits of shape (positions, vocabulary). ids: token ids of the sequence, needed for perplexities. If
+    ``want`` and ``got`` have no column for a token id, the token is excluded from the perplexities.
     """
     if want.shape != got.shape:
         raise ValueError(f"expected logits of shape {want.shape}, found shape {got.shape}")

@@ -1,4 +1,4 @@
-"""Collect the data for a report's plots: figures for each kind of position, each token's KL, and sampled logits."""
+"""Collect the data for a report's plots: averages for each kind of position, each token's KL, and sampled logits."""
 
 from __future__ import annotations
 

@@ -33,15 +33,15 @@ _MORE_BYTES: Final = 1 << 28
 
 @dataclass(frozen=True)
 class Sequences:
-    """The token ids of all sequences on which the models are run.
+    """The token sequences on which the artifact and the reference model are run.
 
-    control: token ids of the control texts, without trained tokens.  user: token ids of the user's prompts.  trained:
+    control: token ids of the control texts, without trained tokens. user: token ids of the user's prompts. trained:
     token ids of control texts into which trained tokens are inserted.
     texts, text_ids: all texts and their token ids, including texts of trained tokens.
-    covered: trained ids in ``trained``; each of these ids occurs both as an input token and as a target token. If
-    ``trained`` is too short for all trained ids, ``covered`` is a sample of the trained ids.
-    words: token id → text of the token.  more: additional sequences with and without trained tokens, for statistics
-    that need many positions.
+    covered: the trained token ids that occur in ``trained``, both as input tokens and as target tokens. If ``trained``
+    is too short for all trained ids, ``covered`` is a sample of the trained ids.
+    words: token id → text of the token. more: additional sequences with and without trained tokens, for statistics that
+    need many positions.
     """
 
     control: list[list[int]]
@@ -64,7 +64,7 @@ class Sequences:
         return self.all + self.more
 
     def kinds(self) -> Iterator[list[str]]:
-        """Yield, for each sequence of ``all``, a list with the kind of each position; ``KINDS`` lists the kinds."""
+        """Yield, for each sequence of ``all``, a list with the kind of each position, such as "trained as input"."""
         trained = set(self.covered)
         yield from (["control"] * len(ids) for ids in self.control)
         yield from (["user"] * len(ids) for ids in self.user)
@@ -111,8 +111,8 @@ def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: in
     Returns the new sequences and a list of the inserted tokens.
 
     Each inserted token is the input at one position and the target at the preceding position. At most
-    ``_MAX_SEQUENCES`` sequences of at most ``limit`` tokens are returned. If the sequences are too short for all of
-    ``token_ids``, an evenly spaced sample of ``token_ids`` is inserted.
+    ``_MAX_SEQUENCES`` sequences of at most ``limit`` tokens are returned. If not all of ``token_ids`` fit into the
+    sequences, an evenly spaced sample of ``token_ids`` is inserted.
     """
     most = _MAX_SEQUENCES * (limit - 1)
     covered = _spread(token_ids, most)
@@ -122,10 +122,9 @@ def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: in
 
 
 def _more(carriers: Sequence[Sequence[int]], covered: Sequence[int], limit: int, positions: int) -> list[list[int]]:
-    """Return the control sequences.
+    """Return the control sequences, each followed by a copy into which trained tokens are inserted.
 
-    Each control sequence is followed by a copy into which the next trained tokens are inserted. The returned sequences
-    have at most ``positions`` tokens in total.
+    The returned sequences have at most ``positions`` tokens in total.
     """
     each = min(_TRAINED_PER_SEQUENCE, limit - 1, len(covered))
     sequences: list[list[int]] = []
@@ -186,7 +185,7 @@ def _spread(ids: Sequence[int], count: int) -> list[int]:
 def _woven(carrier: Sequence[int], trained: Sequence[int], limit: int) -> list[int]:
     """Insert the trained tokens at evenly spread positions of the sequence ``carrier``.
 
-    The sequence starts with a token of ``carrier``, so that each trained token is the target of a preceding position.
+    The result starts with a token of ``carrier``, so that every trained token is the target of a preceding position.
     """
     carried = min(len(carrier), limit - len(trained))
     # Number of the carrier's tokens before each trained token, at least 1.

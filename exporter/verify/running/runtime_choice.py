@@ -15,10 +15,10 @@ HALVES: Final = ("F16", "BF16")
 
 
 def greedy_must_match(artifact: Artifact) -> bool:
-    """Whether greedy decoding with the artifact must choose exactly the reference's tokens.
+    """Whether greedy decoding with the artifact must choose the same tokens as with the reference model.
 
-    Greedily decoded tokens must match exactly for checkpoints and float32 files. With a 16-bit GGUF file, llama.cpp
-    rounds activations to the file's 16-bit type, so greedily decoded tokens may differ.
+    For checkpoints and float32 files, greedily decoded tokens must equal the reference's tokens. With a 16-bit GGUF
+    file, llama.cpp rounds activations to the file's 16-bit type, so greedily decoded tokens may differ.
     """
     return (artifact.storage == "F32" and not artifact.quantised) or artifact.format == "hf"
 
@@ -40,7 +40,7 @@ def reference_rounding(artifact: Artifact, reference: Reference) -> str:
 def graph_modes(artifact: Artifact) -> tuple[list[str], list[Skip]]:
     """Return the run modes that the inputs of an ONNX graph support, and a Skip for each unsupported run mode.
 
-    Supported run modes differ, because ONNX export tools declare different graph inputs.
+    ONNX graphs support different run modes, because export tools declare different graph inputs.
     """
     if artifact.encoder_embedding:
         return ["full", "cached", "right-padded"], []
@@ -67,9 +67,10 @@ def choose_runtime(artifact: Artifact, reference: Reference) -> str:
 
 
 def _gguf_runtime(artifact: Artifact, reference: Reference) -> str:
-    """Choose llama.cpp if llama.cpp is installed.
+    """Return the runtime for GGUF files: llama.cpp if installed, or the GGUF loader of transformers.
 
-    If llama.cpp is not installed, choose the GGUF loader of transformers, provided that the loader supports the model.
+    Raises MissingDependency if llama.cpp is not installed and the GGUF loader of transformers does not support the
+    model.
     """
     if installed("llama.cpp"):
         return "llamacpp"

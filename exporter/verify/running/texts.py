@@ -1,7 +1,7 @@
 """Check tokenizers and chat templates by encoding texts, decoding tokens and rendering chats.
 
 Separate checks in ``exporter.verify`` compare the contents of tokenizer files and chat templates. The checks in this
-module apply each artifact's tokenizer and chat template to texts and chats, as users do.
+module apply each artifact's tokenizer and chat template to texts and chats, as applications do.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class TextResults:
 
 
 def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequences, folder: Path) -> TextResults:
-    """Run the tokenizers and chat templates of folders, and the chat templates of GGUF files, in one process.
+    """Apply the tokenizers and chat templates of folders, and the chat templates of GGUF files, in one process.
 
-    formats: path of an artifact → name of its format.  An ONNX artifact that is only a model file has no tokenizer and
-    no chat template, and is left out.
+    formats: path of an artifact → name of its format. An ONNX artifact that is a single model file is skipped, because
+    the artifact has no tokenizer and no chat template.
     """
     staged = folder / "tuned"
     staged.mkdir(parents=True)
@@ -104,8 +104,8 @@ def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequ
 def check_token_texts(path: Path, results: TextResults, folder: Path) -> Iterator[Check]:
     """Check that llama.cpp and the tuned model's tokenizer decode tokens to the same texts, ignoring a leading space.
 
-    If llama.cpp is not installed or the tokenizer's results are missing, no check is yielded. Other checks report that
-    llama.cpp or the tokenizer's results are missing.
+    If llama.cpp is not installed or transformers cannot load the tuned model's tokenizer, no check is yielded, because
+    other checks report the reason.
     """
     want = results.outputs.get("tuned", {}).get("plain")
     if want is None or not installed("llama.cpp"):
@@ -128,10 +128,7 @@ def _sequences(reference: Reference, sequences: Sequences) -> list[list[int]]:
 
 
 def _has_files(path: Path) -> bool:
-    """Whether the folder contains config files or auxiliary files such as a tokenizer.
-
-    If a folder contains config or auxiliary files, a missing tokenizer is reported as a fault.
-    """
+    """Whether the folder contains a config or an auxiliary file, so that a missing tokenizer is a fault."""
     return path.is_dir() and ((path / "config.json").is_file() or bool(auxiliary_files(path)))
 
 

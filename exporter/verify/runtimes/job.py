@@ -20,7 +20,7 @@ from exporter.tensors import Array
 
 
 class RuntimeFailed(TTExportError):
-    """Raised if a runtime rejects an artifact or crashes on an artifact.
+    """Raised if a runtime rejects an artifact or crashes while running the artifact.
 
     If ``RuntimeFailed`` is raised, the verdict for the artifact is "not equivalent".
     """
@@ -54,7 +54,7 @@ def run(runtime: str, job: Mapping[str, Any], folder: Path) -> Callable[[str], A
 def serve(compute: Callable[[Mapping[str, Any], Callable[[str, Array], None]], None]) -> None:
     """Main function of a runtime's process: read the job, call ``compute`` and write the result arrays.
 
-    compute: function to call with the job and with a function that saves an array under a name.
+    compute: a function (job, save), where ``save(name, array)`` writes a result array.
     """
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())

@@ -87,9 +87,9 @@ class Session:
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Save the logits of sequences, the greedy tokens after prompts, and the token ids of texts.
 
-    For number N, the logits are saved as ``full.N``, the greedy tokens as ``greedy.N``, and the token ids as
-    ``tokens.N``. ``job`` has the keys artifact, sequences, more (additional sequences, numbered after ``sequences``),
-    greedy_prompts, greedy_tokens (number of tokens to choose) and texts.
+    The logits of sequence N are saved as ``full.N``, the greedy tokens after prompt N as ``greedy.N``, and the token
+    ids of text N as ``tokens.N``. ``job`` has the keys artifact, sequences, more (additional sequences, numbered after
+    ``sequences``), greedy_prompts, greedy_tokens (number of tokens to choose) and texts.
     """
     sequences = [*job["sequences"], *job["more"]]
     longest = max(map(len, [*sequences, *job["greedy_prompts"]]))

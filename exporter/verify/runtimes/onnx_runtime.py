@@ -19,7 +19,7 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Session:
-    """An ONNX model loaded in ONNX Runtime. Only inputs that the graph declares are passed to the graph."""
+    """An ONNX model loaded in ONNX Runtime, which receives only the inputs that the graph declares."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int] = (0, 0)) -> None:
         """Load the ONNX model at ``path``. Raises ONNX Runtime's own error if the model cannot be loaded.

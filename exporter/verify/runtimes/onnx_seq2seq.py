@@ -1,8 +1,9 @@
 """Run an ONNX encoder-decoder in ONNX Runtime on the CPU, with the input names of Optimum and transformers.js.
 
 The encoder and the decoder receive the same sequences. The run modes are one pass, token by token with the KV cache,
-and a padded batch. Sequences are padded on the right, as tokenizers of encoder-decoders do. Padding does not change the
-results, because the encoder masks the padding, and the causal decoder processes the real tokens before the padding.
+and a padded batch. Sequences are padded on the right, because tokenizers of encoder-decoders pad on the right. Padding
+does not change the results, because the encoder masks the padding, and the causal decoder processes the real tokens
+before the padding.
 """
 
 from __future__ import annotations

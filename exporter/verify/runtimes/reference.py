@@ -59,7 +59,8 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
 def _keep_bias_of_heads(model: Any) -> None:
     """Add the head's bias for heads with trained token rows, because the forward pass of PEFT's wrapper omits the bias.
 
-    PEFT's own merge keeps the bias. Source: ``TrainableTokensLayer.forward_adapters`` in PEFT 0.21.
+    If PEFT merges the wrapper, the bias of the head is kept. The bias is omitted in
+    ``TrainableTokensLayer.forward_adapters`` of PEFT 0.21.
     """
     for module in model.modules():
         bias = getattr(module.base_layer, "bias", None) if isinstance(module, TrainableTokensLayer) else None
@@ -68,18 +69,18 @@ def _keep_bias_of_heads(model: Any) -> None:
 
 
 def attach(model: Any, paths: Sequence[str]) -> Any:
-    """Attach the adapters at ``paths`` to ``model`` with PEFT. All adapters are active, and no adapter is merged.
+    """Load the adapters at ``paths`` into ``model`` with PEFT. All adapters are active, and no adapter is merged.
 
-    A PeftModel supports only one adapter type, so a separate PeftModel for each adapter type wraps the modules of
-    ``model``. PEFT ignores tensors with nonstandard names, so an adapter with nonstandard names is loaded from a copy
-    with the names that PEFT writes. Raises ValueError if unmodified PEFT cannot load an adapter.
+    A PeftModel supports only one adapter type, so the adapters of each type are loaded through a separate PeftModel,
+    which wraps modules of ``model``. PEFT ignores tensors with nonstandard names, so an adapter with nonstandard names
+    is copied, renamed and loaded from the copy. Raises ValueError if unmodified PEFT cannot load an adapter.
     """
     with TemporaryDirectory() as scratch:
         return _attach(model, paths, [_as_peft_writes(path, Path(scratch, str(n))) for n, path in enumerate(paths)])
 
 
 def _as_peft_writes(path: str, copy: Path) -> str:
-    """Return ``path``, or ``copy`` after writing a copy of the adapter with renamed tensors, if renaming is needed."""
+    """If tensor names are nonstandard, copy the adapter to ``copy`` with standard names. Return the path to load."""
     weights = Path(path, SAFETENSORS_WEIGHTS_NAME)
     normal = NormalKeys.of(weights, read_tensors(weights))
     if not normal.differ:
@@ -95,7 +96,7 @@ def _as_peft_writes(path: str, copy: Path) -> str:
 
 
 def _attach(model: Any, paths: Sequence[str], folders: Sequence[str]) -> Any:
-    """Attach the adapters at ``paths``, whose files are read from ``folders``."""
+    """Load the adapters at ``paths``; ``folders`` contains, for each adapter, the path of the files to read."""
     configs = {path: PeftConfig.from_pretrained(path) for path in paths}
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
@@ -117,10 +118,10 @@ def _attach(model: Any, paths: Sequence[str], folders: Sequence[str]) -> Any:
 
 
 def _load_order(config: Any) -> tuple[bool, bool]:
-    """Return the sort key of an adapter in the order in which adapters are loaded.
+    """Return the sort key that determines when an adapter is loaded.
 
-    When PEFT loads an adapter, PEFT disables the token-row and modules_to_save wrappers of previously loaded adapters.
-    Adapters with token-row or modules_to_save wrappers are therefore loaded last.
+    When PEFT loads an adapter, PEFT disables the TrainableTokens and modules_to_save wrappers of earlier adapters.
+    Adapters with TrainableTokens or modules_to_save wrappers are therefore loaded last.
     """
     wraps = getattr(config, "trainable_token_indices", None) or getattr(config, "modules_to_save", None)
     return config.peft_type == PeftType.LORA, bool(wraps)
@@ -150,9 +151,10 @@ def _load_further(model: PeftModel, name: str, path: str) -> None:
 
 
 def _trains_both_uses(config: Any) -> bool:
-    """Whether the adapter trains embedding rows and also contains a full LM head.
+    """Whether the adapter contains both trained embedding rows and a whole LM head.
 
-    PEFT can load an adapter with embedding rows and a full LM head only into a model with untied embeddings.
+    PEFT can load an adapter with embedding rows and a whole LM head only if embedding and head of the model are not
+    tied.
     """
     saved = getattr(config, "modules_to_save", None) or []
     rows = getattr(config, "trainable_token_indices", None)

@@ -22,7 +22,7 @@ _WRAPPERS = (BaseTunerLayer, TrainableTokensWrapper)
 def rounded(model: torch.nn.Module, dtype: torch.dtype, *, vectors: bool) -> Iterator[None]:
     """Return a context manager in which the tuned tensors are rounded to ``dtype`` and then stored as fp32.
 
-    vectors: whether to round norms and biases as well.
+    vectors: True to also round norms and biases.
 
     For a module with an adapter, the merged matrix is computed by running the module on unit vectors, because PEFT's
     merge is wrong for some models with tied weights. Peak extra memory: copies of all matrices that have adapters and
@@ -62,7 +62,7 @@ def _adapted(parent: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, to
 
 
 def _plain(module: Any) -> torch.nn.Module:
-    """Return a copy of the innermost wrapped module of ``module``, with the merged weight and bias.
+    """Return a copy of the base module that PEFT wrapped in ``module``, with the merged weight and bias.
 
     The merged weight and bias are computed by running ``module`` on unit vectors.
     """
@@ -92,7 +92,7 @@ def _innermost(module: torch.nn.Module) -> Any:
 
 
 def _stored_in_out(base: torch.nn.Module) -> bool:
-    """Whether the weight has the shape (in, out), as in GPT-2's Conv1D, which is not a subclass of Linear."""
+    """Whether the weight has the shape (in, out), as in GPT-2's Conv1D, instead of (out, in), as in Linear."""
     return not isinstance(base, torch.nn.Linear)
 
 
@@ -100,7 +100,8 @@ def _stored_in_out(base: torch.nn.Module) -> bool:
 def _no_biases(module: torch.nn.Module) -> Iterator[None]:
     """Return a context manager that sets the biases of ``module`` to zero.
 
-    With a non-zero bias, adding the bias to a matrix column would round away the last bits of the column.
+    A module that runs on unit vectors returns matrix columns; adding a bias to a column would round off the column's
+    last bits.
     """
     biases = [bias for name, bias in module.named_parameters() if name.rpartition(".")[2] == "bias"]
     originals = [bias.clone() for bias in biases]
@@ -119,8 +120,8 @@ def _is_stack(module: Any) -> bool:
 def _stacks_merged(model: torch.nn.Module) -> Iterator[None]:
     """Return a context manager that merges the adapters of stacked experts (one 3-D tensor for all experts of a layer).
 
-    The merged weights of stacked experts cannot be computed by running the module on unit vectors. PEFT's merge is
-    correct for stacked experts, because stacked experts share no weights with other tensors.
+    A module of stacked experts is not linear, so the merged weights cannot be computed from unit vectors. PEFT's merge
+    is correct for stacked experts, because stacked experts share no weights with other tensors.
     """
     stacks: list[Any] = [module for module in model.modules() if _is_stack(module)]
     originals = [stack.get_param().clone() for stack in stacks]

@@ -20,7 +20,7 @@ import transformers  # noqa: E402  # transformers looks for torch when imported
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save, as bytes, one JSON object for each folder and each template.
+    """Save one array per folder and per template, which contains a JSON object encoded as bytes.
 
     The object of a folder has the keys encoded, decoded, plain and chats, or only the key failure (an error message).
     The object of a template has only the key chats.
@@ -56,7 +56,7 @@ def _load(folder: str) -> Any:
 def _render(tokenizer: Any, chats: Sequence[Any], template: str | None) -> list[str]:
     """Render every chat twice: without and with a generation prompt.
 
-    If the chat template rejects a role, the rendered text is replaced by the error message.
+    If the chat template raises an error, for example because of a role, the result contains the error message.
     """
     out = []
     for chat in chats:

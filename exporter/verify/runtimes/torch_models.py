@@ -24,7 +24,7 @@ _DEQUANTISED = ("fp8", "mxfp4")
 
 
 def quiet() -> None:
-    """Silence warnings and progress bars, because the last line on stderr is reported as the reason for a failure."""
+    """Turn off warnings and progress bars, because the last line on stderr is reported as the reason for a failure."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -61,8 +61,8 @@ def load_checkpoint(path: str) -> Any:
 def _dequantised(model: Any) -> Any:
     """Convert all parameters to fp32, and round all matrices except embedding and head to bfloat16.
 
-    bfloat16 is the dtype of the dequantised matrices in transformers. The rounded matrices are exact in bfloat16, so a
-    later rounding of the reference to bfloat16 does not change them.
+    bfloat16 is the dtype of the dequantised matrices in transformers. Because the matrices are rounded to bfloat16
+    here, a later rounding of the reference to bfloat16 does not change the matrices.
     """
     model = model.float()
     outer = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
@@ -121,10 +121,10 @@ def _answer(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
 def save_greedy_margins(
     model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], name: str, save: Callable[[str, Array], None]
 ) -> None:
-    """Score tokens that a different runtime chose greedily, with one forward pass over the prompt and these tokens.
+    """Compute scores for tokens that a different runtime chose greedily, in one forward pass over prompt and tokens.
 
-    For pair N (prompt, chosen tokens), the array ``name.best.N`` has the best token at each step, and the array
-    ``name.behind.N`` has the best token's logit minus the chosen token's logit.
+    For pair N (prompt, chosen tokens), the array ``name.best.N`` contains the token with the highest logit at each
+    step, and ``name.behind.N`` contains the highest logit minus the chosen token's logit.
     """
     for number, (prompt, chosen) in enumerate(pairs):
         steps = _steps(model, prompt, chosen).float()
@@ -154,7 +154,7 @@ def model_class(config: Any) -> Any:
 
 
 def plain(model: Any) -> Any:
-    """Return the model of transformers that ``model``, which may be a PeftModel, wraps."""
+    """Return the transformers model inside ``model`` if ``model`` is a PeftModel, and ``model`` itself if not."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -169,7 +169,8 @@ def decodes(model: Any) -> bool:
 def arguments(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
     """Return the arguments of one forward pass over ``tokens`` with shape (1, positions).
 
-    An encoder-decoder model reads the tokens in the encoder and in the decoder. A speech model gets silence as input.
+    An encoder-decoder model reads the tokens in the encoder and in the decoder. A speech model receives silence as
+    audio input and the tokens as decoder input.
     """
     inner = plain(model)
     names = inspect.signature(inner.forward).parameters
@@ -190,7 +191,7 @@ def arguments(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
 def values(output: Any, positions: int) -> torch.Tensor:
     """Return the logits of ``output``, or its last hidden state, as float32 with shape (positions, values).
 
-    The logits of a classifier, which has one row for the whole text, are repeated for every position.
+    A classifier computes one row of logits for the whole text, and this row is repeated for every position.
     """
     name = next(name for name in _OUTPUTS if getattr(output, name, None) is not None)
     first: torch.Tensor = getattr(output, name)[0].float()

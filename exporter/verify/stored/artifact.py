@@ -69,7 +69,7 @@ class Artifact:
 
     @property
     def storage(self) -> str:
-        """The dtype or quantisation type of the embedding, used to select the tolerances of checks."""
+        """The dtype or quantisation type of the embedding, which determines the tolerances of checks."""
         return self.embedding.storage
 
 
@@ -85,14 +85,14 @@ def open_artifacts(path: Path) -> list[Artifact]:
 
 
 def encode(rows: Array, storage: str) -> Array:
-    """Convert ``rows`` (n, hidden) to the dtype or quantisation type ``storage``, as (n, bytes) uint8.
+    """Convert ``rows`` of shape (n, hidden) to the dtype or quantisation type ``storage``; returns (n, bytes) uint8.
 
     ONNX Runtime quantises rows to ONNX block types, and ggml quantises rows to GGUF types. If ggml is not installed,
     the gguf package is used for the types that the package supports. The gguf package contains ports of ggml's
     quantize_row_*_ref functions.
 
-    Raises MissingDependency if only ggml supports the type and ggml is not installed, and raises NotExpressible and
-    BadInput like ggml.quantize_rows.
+    Raises MissingDependency if only ggml supports the type and ggml is not installed. Raises the errors NotExpressible
+    and BadInput of ggml.quantize_rows.
     """
     if storage in FLOATS:
         return np.ascontiguousarray(cast(rows, storage)).view(np.uint8).reshape(len(rows), -1)
@@ -111,7 +111,7 @@ def encode(rows: Array, storage: str) -> Array:
 
 
 def decode(raw: Array, storage: str) -> Array:
-    """Convert ``raw`` (n, bytes) uint8 from the dtype or quantisation type ``storage`` to (n, hidden) float64."""
+    """Convert stored bytes (n, bytes) from the dtype or quantisation type ``storage`` to float64 (n, hidden)."""
     if storage in ("F64", "F32", "F16", "BF16"):
         return np.ascontiguousarray(raw).view(DTYPES[storage]).astype(np.float64)
     if BlockStorage.is_name(storage):

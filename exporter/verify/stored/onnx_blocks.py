@@ -27,7 +27,7 @@ HALF_STEP: Final = 0.5 + 1e-4
 class BlockStorage:
     """A quantisation type with blocks of ``size`` integers, where each integer has ``bits`` bits.
 
-    zero_points: True if a zero point is stored for each block, and False if the middle code of the range represents
+    zero_points: True if a zero point is stored for each block, and False if the middle of the integer range represents
     zero. scales: the dtype of the scales, one per block.
     """
 
@@ -78,10 +78,10 @@ class BlockStorage:
         return np.concatenate([codes.reshape(count, -1), stored, *([zeros] if self.zero_points else [])], axis=1)
 
     def holds(self, rows: Array, raw: Array) -> Array:
-        """Return (n,) bool: whether each row of ``raw`` (n, bytes) correctly quantises its row of ``rows`` (n, hidden).
+        """Return an array (n,) that is True at i if the stored bytes ``raw[i]`` correctly quantise ``rows[i]``.
 
-        A quantisation is correct if the scales and zero points equal the values computed from the row, and if every
-        code is the nearest code to the element. The method ``holds`` does not need ONNX Runtime.
+        A quantisation of a row is correct if the scales and zero points equal the values computed from the row, and
+        every element is rounded to the nearest integer code. The method ``holds`` does not need ONNX Runtime.
         """
         codes, scales, zeros = self._split(raw)
         values = cast(rows, "F32").reshape(len(rows), -1, self.size)
@@ -105,10 +105,10 @@ class BlockStorage:
         return result
 
     def decode(self, raw: Array) -> Array:
-        """Dequantise row bytes in the layout of the method ``encode``, and return a float64 array (n, hidden).
+        """Dequantise the bytes of rows that ``encode`` quantised, and return a float64 array (n, hidden).
 
-        In 4-bit storage, each byte contains two codes, and the lower half of the byte contains the first code. Source:
-        ONNX Runtime's documentation of the operator MatMulNBits.
+        With 4 bits, each byte contains two quantised integers, the first in the lower half of the byte. Source: ONNX
+        Runtime's documentation of the operator MatMulNBits.
         """
         count = len(raw)
         codes, scales, zeros = self._split(raw)

@@ -40,7 +40,7 @@ def check_computed(use: str, matrix: StoredMatrix, want: Expected, *, every: boo
 def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
     """Compare a quantised matrix with the expected sums of base and updates, block by block.
 
-    A block contains enough rows to detect an update even if the update is smaller than the quantisation error of a
+    A block contains many rows, so that an update is detected even if it is smaller than the quantisation error of a
     single row.
 
     every: True to compare all blocks, False to compare only the first block.
@@ -74,7 +74,7 @@ def sample(count: int) -> list[int]:
 def compare(matrix: StoredMatrix, want: Expected, ids: range | list[int]) -> tuple[list[int], float]:
     """Compare stored rows with the expected sums of base and updates.
 
-    Returns a tuple (indices of the rows that differ, largest deviation of any row in ulps of the storage dtype).
+    Returns a tuple (indices of the rows that differ, largest deviation of any element in ulps of the storage dtype).
     """
     wrong: list[int] = []
     worst = 0.0
@@ -98,7 +98,7 @@ def _stored(matrix: StoredMatrix, ids: list[int]) -> Array:
 def ulps(stored: Array, want: Array, storage: str) -> Array:
     """Return the distance between each element of ``stored`` and of ``want``, in ulps of the dtype ``storage``.
 
-    The allowed rounding noise of float32 sums, a fixed share of the row's largest value, is subtracted from each
+    A fixed share of the row's largest value, which allows for rounding in float32 sums, is subtracted from each
     distance. ``storage`` is the dtype of the stored values. Inputs and result are float64 arrays of shape (rows,
     width).
     """

@@ -1,13 +1,13 @@
 """Compare rows of quantised tensors with their expected values.
 
-A stored row passes if the verification quantises the expected row to the same bytes. If the artifact was quantised with
-an importance matrix or with a different build of the quantiser, the bytes of any row may differ from those that the
+A stored row passes if the verification quantises the expected row to the same bytes. If an artifact was quantised with
+an importance matrix or with a different build of the quantiser, the stored bytes may differ from the bytes that the
 verification computes. A stored row with different bytes passes if the row's quantisation error is at most a fixed
 multiple of the error that results when the verification quantises the expected row.
 
-For sums of base and updates, few stored rows equal the verification's quantised rows byte for byte, even with the same
-quantiser. The check of a sum measures the update over the whole tensor, because an update may be smaller than the
-quantisation error of each row.
+For sums of base and updates, few stored rows match byte for byte even with the same quantiser, because the sums are
+rounded differently before quantisation. The update of a quantised tensor is measured over all rows together, because an
+update may be smaller than the quantisation error of a single row.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _PLAIN: Final = frozenset({"Q8_0", "TQ1_0", "TQ2_0", "MXFP4"})
 class QuantisedRows:
     """The result of comparing the rows of one quantised tensor with rows that the verification quantised.
 
-    identical: the number of rows with equal bytes. others: for each row with different bytes, a tuple (row number,
-    quantisation error divided by the error of the verification's quantised row). not_made: True if the verification
-    could not quantise some of the rows.
+    identical: the number of rows whose stored bytes equal the bytes that the verification computed. others: for each
+    row with different bytes, a tuple (row number, error of the stored row divided by the error of the row that the
+    verification quantised). not_made: True if the verification could not quantise some of the rows.
     """
 
     storage: str
@@ -52,7 +52,7 @@ class QuantisedRows:
     others: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, raw: Array, value: Array, base_dtype: str, first: int) -> None:
-        """Compare stored rows with the quantised rows of ``value``, and add the result to the counts.
+        """Quantise the rows of ``value``, compare them with the stored rows ``raw``, and add the result to the counts.
 
         raw: the bytes of the stored rows, of shape (n, bytes).
         value: the expected values of the rows, of shape (n, width).
@@ -79,8 +79,8 @@ class QuantisedRows:
     def faults(self) -> Iterator[str]:
         """Yield a message for each fault that was found in the compared rows.
 
-        If most rows match byte for byte, any row with different bytes is a fault. If few rows match byte for byte, only
-        rows with a quantisation error above the limit are faults.
+        If most rows of a tensor match byte for byte, a row with different bytes is a fault. If few rows of a tensor
+        match byte for byte, only rows with a quantisation error above the limit are faults.
         """
         if self.others and self.identical >= QUANTISED_IDENTICAL * (self.identical + len(self.others)):
             row = self.others[0][0]
@@ -92,8 +92,8 @@ class QuantisedRows:
 def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterator[str]:
     """Yield a message for each exceeded limit: the limit for the error of any row, and the limit for the median error.
 
-    rows: for each row, a tuple (row number, quantisation error divided by the error of the verification's quantised
-    row). target: the name of the expected values, for messages.
+    rows: for each row, a tuple (row number, error of the stored row divided by the error of the row that the
+    verification quantised). target: description of the expected values for messages, such as "the base".
     """
     limit = QUANTISED_ERROR_PLAIN if storage in _PLAIN or BlockStorage.is_name(storage) else QUANTISED_ERROR
     for row, share in rows:
@@ -108,10 +108,10 @@ def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterato
 
 
 def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: str) -> str | None:
-    """Compare a quantised tensor with the expected sum of base and updates, and describe the fault.
+    """Compare a quantised tensor with the expected sum of base and updates, and return a description of the fault.
 
-    Returns "" if the stored sum is correct. Returns None if the tensor cannot be checked, because the update is too
-    small or the quantiser is not available.
+    Returns "" if the stored sum is correct. Returns None if the tensor cannot be checked: the update is too small, or
+    the quantiser is not available.
 
     raw: the bytes of the stored rows in the quantisation type ``storage``, of shape (n, bytes).
     value: the base plus the update, as a float64 array of shape (n, width).
@@ -142,7 +142,7 @@ def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: s
 
 
 def _most_similar(raw: Array, value: Array, storage: str, base_dtype: str) -> Array:
-    """Quantise ``value`` both directly and after rounding to 16 bits, and return the result closest to ``raw``."""
+    """Quantise ``value`` directly and after rounding to 16 bits, and return the result most similar to ``raw``."""
     candidates = [encode(value, storage)]
     candidates += [
         encode(cast(value, dtype), storage) for dtype in dict.fromkeys((base_dtype, *_THROUGH)) if dtype in FLOATS

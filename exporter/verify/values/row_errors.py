@@ -1,4 +1,4 @@
-"""Measure the storage error of every trained token row relative to the change of the row by training."""
+"""Measure the storage error of every trained token row, relative to how much training changed the row."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
 
 
 def check_row_errors(measured: Sequence[RowErrors]) -> Iterator[Check]:
-    """Check that every quantised row is nearer to the trained row than the base model's row is.
+    """Check that the storage error of every quantised row is at most as large as the row's change by training.
 
-    Rows that are stored as floats are left out, because a different check compares float rows bit for bit.
+    Rows that are stored as floats are not checked here, because a separate check compares float rows bit for bit.
     """
     for errors in measured:
         if errors.storage in FLOATS:

@@ -1,4 +1,4 @@
-"""Without running a model, check the rows, the shapes and the tying of embedding and head."""
+"""Check the rows, the number of rows and the tying of embedding and head, without running a model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _check_size(use: str, matrix: StoredMatrix, vocab: int) -> Check:
 def _check_tie(artifact: Artifact, reference: Reference) -> Check:
     """Check that a tied model stores one tensor for embedding and head, and an untied model stores two tensors.
 
-    A tied checkpoint may store a duplicate of the embedding as head if the base checkpoint also stores a duplicate.
+    A tied checkpoint may store the embedding a second time as head if the base checkpoint also stores both.
     """
     stored = "one tensor" if artifact.head is None else f"{artifact.embedding.name} and {artifact.head.name}"
     if reference.tied:
@@ -85,7 +85,7 @@ def _check_trained(use: str, matrix: StoredMatrix, want: Expected) -> Check:
 
 
 def _encodings(row: Array, matrix: StoredMatrix, base_dtype: str) -> Iterator[Array]:
-    """Yield every byte sequence that is accepted as a correct encoding of the trained row ``row``.
+    """Yield the stored bytes of ``row``, a trained row, for each accepted way to round and encode a row.
 
     A trained row may be encoded directly from the adapter's dtype, or rounded to the base model's dtype and then
     encoded. A quantised row may also be encoded after rounding to F16 or BF16, regardless of the base model's dtype.
@@ -97,9 +97,9 @@ def _encodings(row: Array, matrix: StoredMatrix, base_dtype: str) -> Iterator[Ar
 
 
 def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
-    """Return the 16-bit dtype to which the trained rows of a float32 artifact were rounded, or None if unrounded.
+    """Return the 16-bit dtype to which a float32 artifact's trained rows were rounded, or None if not rounded.
 
-    Most export tools merge an adapter into a 16-bit checkpoint and then convert the merged checkpoint to float32.
+    Trained rows are rounded if an export tool merges into a 16-bit checkpoint and then converts the result to float32.
     """
     want, matrix = reference.embedding, artifact.embedding
     dtype = want.base.spec.dtype
