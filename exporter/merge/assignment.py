@@ -1,4 +1,4 @@
-"""Assign each edit of an adapter to the stored tensors that it changes."""
+"""Assigns each edit to stored tensors. An edit is one change that an adapter makes to one parameter of the model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from exporter.sources.places import EMBEDDING, Place, has_embedding_pair, place_
 
 
 def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
-    """Split an edit of a main tensor (such as a weight) into {destination: part of the edit for that destination}.
+    """Return {destination: part of the edit that applies to the destination}; the bias of a LoRA update is ignored.
 
-    Each destination is ``EMBEDDING``, ``HEAD`` or the name of a stored tensor. Raises TensorMismatch if the base model
+    A destination is ``EMBEDDING``, ``HEAD`` or the name of a stored tensor. Raises TensorMismatch if the base model
     lacks the module of the edit, and NotExpressible if the edit cannot be applied to the stored tensors.
     """
     assert not isinstance(edit, ByPeft), "expected merged_by_peft to have replaced the change"
@@ -42,9 +42,9 @@ def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
 
 
 def _refuse_shared_layer(checkpoint: Checkpoint, edit: Edit, parameter: str) -> None:
-    """Raise NotExpressible for an edit of a tensor that several layers share, as the blocks of Zamba do.
+    """Raise NotExpressible for an edit of a tensor that several layers share, such as a block of a Zamba model.
 
-    PEFT trains an update for each layer, and the checkpoint stores one tensor for all of the layers.
+    PEFT trains a different update for each layer, but the checkpoint stores only one tensor for all these layers.
     """
     modules = checkpoint.modules
     if modules is None:
@@ -59,7 +59,7 @@ def _refuse_shared_layer(checkpoint: Checkpoint, edit: Edit, parameter: str) -> 
 
 
 def _refuse_new_head(checkpoint: Checkpoint, edit: Edit) -> None:
-    """Raise NotExpressible if an adapter contains a task head that the class of the base does not have."""
+    """Raise NotExpressible if an adapter contains a task head (such as a classifier) that the base's class lacks."""
     modules = checkpoint.modules
     if modules is None or not isinstance(edit, FullModule) or edit.in_place:
         return
@@ -84,7 +84,7 @@ def _place(checkpoint: Checkpoint, edit: Edit, parameter: str) -> Place | None:
 
 
 def _expected_shape(edit: Edit) -> tuple[int, ...] | None:
-    """Return the shape of the parameter that the edit changes, or None if the edit does not show the shape."""
+    """Return the shape of the parameter that the edit changes, or None if the edit does not determine the shape."""
     if isinstance(edit, FullModule):
         return edit.tensor.spec.shape
     if isinstance(edit, LowRank) and edit.experts > 1:
@@ -93,7 +93,7 @@ def _expected_shape(edit: Edit) -> tuple[int, ...] | None:
 
 
 def _oriented(checkpoint: Checkpoint, edit: Edit, module: str | None) -> Edit:
-    """Return a copy of a low-rank update that records whether the module's class stores matrices as (in, out)."""
+    """Return a copy of a low-rank update that records whether the module stores its weight as (in, out)."""
     if not isinstance(edit, LowRank) or checkpoint.modules is None or module is None:
         return edit
     return replace(edit, transposed=checkpoint.modules.architecture.stores_in_out(module))
@@ -119,7 +119,7 @@ def _refuse_part(edit: Edit, reason: str) -> Edit:
 
 
 def refuse_one_side(edit: Edit) -> None:
-    """Raise NotExpressible if the edit changes the embedding only in the encoder or only in the decoder."""
+    """Raise NotExpressible, because the edit changes the embedding only in the encoder or only in the decoder."""
     raise NotExpressible(
         f"{edit.path}: {edit.key}",
         f"encoder and decoder each compute with an embedding module of their own, and PEFT trained only {edit.module}",
@@ -128,9 +128,9 @@ def refuse_one_side(edit: Edit) -> None:
 
 
 def assign_bias(checkpoint: Checkpoint, edit: LowRank) -> dict[str, Edit]:
-    """Map the name of each stored bias to the update, or the part of the update, whose bias changes the stored bias.
+    """Return {name of a stored bias: part of the LoRA update whose bias vector is added to the stored bias}.
 
-    Raises NotExpressible if the updated module has no bias in the base model.
+    Raises NotExpressible if the base model stores no bias for the module that the LoRA update changes.
     """
     place = _place(checkpoint, edit, "bias")
     if place is None:

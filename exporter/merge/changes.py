@@ -1,7 +1,10 @@
-"""Collects the changes that the adapters make to each tensor, and stops the merge if an edit fits no tensor.
+"""Collects the changes that adapters make to each base tensor.
 
-Every edit of an adapter has exactly one destination: a stored tensor (given by its name), ``EMBEDDING`` or ``HEAD``.
-Which stored tensors are the embedding and the head depends on whether the base model ties the two.
+If no base tensor fits an edit, the merge stops with an error. An edit is one change that an adapter makes to one
+parameter of the model.
+
+The destination of an edit is ``EMBEDDING``, ``HEAD`` or the name of another stored tensor. If the base model ties
+embedding and head, ``EMBEDDING`` and ``HEAD`` may refer to the same stored tensor.
 """
 
 from __future__ import annotations
@@ -41,9 +44,10 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class Change:
-    """The changes to a tensor, applied in this order: replace the tensor, set token rows, add low-rank updates.
+    """The changes to one tensor, which are applied in this order: replace the tensor, set token rows, add updates.
 
-    biases: the low-rank updates whose ``bias`` is added to the tensor; empty unless the tensor is a bias.
+    replaced: the edit with the new whole tensor. rows: the edits that set token rows. updates: the low-rank updates to
+    add. biases: if the tensor is a bias, the low-rank updates whose bias vectors are added to the tensor.
     """
 
     replaced: FullModule | None = None
@@ -62,8 +66,8 @@ class Consumed:
 
     destination: destination of the tensor, or None if the tensor does not change the base model. edit: the edit that
     contains the tensor. If an edit contains several tensors, ``edit`` is set for only one of the tensors, so that the
-    edit is applied once. If the tensor is a copy of a base tensor, ``edit`` is None. by_name: maps each destination to
-    the edit or, if the base stores the parameter as several tensors, to the part of the edit for that destination.
+    edit is applied once. If the tensor repeats another adapter tensor or a base tensor, ``edit`` is None. by_name: maps
+    the name of each stored tensor that changes to the part of the edit for that stored tensor.
     """
 
     path: Path
@@ -83,7 +87,7 @@ class Gathered:
 
     @property
     def warnings(self) -> list[str]:
-        """Return a sentence for each trained adapter tensor that has no effect on the model."""
+        """Return one warning for each trained adapter tensor that has no effect on the model."""
         return [f"{entry.path}: {entry.key}: {_NO_EFFECT}" for entry in self.consumed if entry.rule == _NO_EFFECT]
 
 
@@ -91,9 +95,8 @@ def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
     """Group the edits of all adapters by destination.
 
     Raises TensorMismatch if the base model lacks the module of an edit, and BadInput if two adapters set values of the
-    same token row or of the same tensor. Raises LedgerError if an adapter tensor is handled by no merge rule or by
-    several merge rules. Raises NotExpressible for an edit whose effect cannot be stored in the weights of the base
-    model.
+    same token row or of the same tensor. Raises LedgerError if no merge rule or more than one merge rule handles an
+    adapter tensor. Raises NotExpressible for an edit whose effect cannot be stored in the weights of the base model.
     """
     changes: dict[str, Change] = {}
     consumed: list[Consumed] = []
@@ -140,7 +143,7 @@ def _consumed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Consumed]:
 
 
 def _has_no_effect(checkpoint: Checkpoint, edit: Edit) -> bool:
-    """Whether PEFT trained a copy or an update of a module that the model never runs."""
+    """Whether the edit changes a module that the model never runs."""
     in_place = isinstance(edit, TokenRows) or (isinstance(edit, FullModule) and edit.in_place)
     return not in_place and is_never_run(checkpoint, edit.module)
 
@@ -156,7 +159,7 @@ def _rule(edit: Edit) -> str:
 
 
 def _label(names: Iterable[str]) -> str:
-    """Return the destinations as text for display, in which ``*`` replaces the number of each expert."""
+    """Return the destination names as one text for display, in which ``*`` replaces the numbers of experts."""
     listed = list(names)
     return (
         listed[0] if len(listed) == 1 else ", ".join(dict.fromkeys(_EXPERT_NUMBER.sub(".*.", name) for name in listed))
@@ -166,7 +169,7 @@ def _label(names: Iterable[str]) -> str:
 def _tied_rows(
     checkpoint: Checkpoint, adapter: Adapter, entries: Sequence[Consumed]
 ) -> Iterable[tuple[str, TokenRows]]:
-    """Yield (``HEAD`` or ``EMBEDDING``, rows) for token rows that tying requires to be set in that matrix, too.
+    """Yield (``HEAD``, rows of the embedding) or (``EMBEDDING``, rows of the head) if tying requires equal rows.
 
     If the config of the base model ties embedding and head, PEFT also writes the rows of the embedding to the head,
     unless the adapter contains separate rows or a trained copy for the head. Adapter files of old PEFT versions may
@@ -201,7 +204,7 @@ def _targets_head(checkpoint: Checkpoint, adapter: Adapter) -> bool:
 def _require_same(first: Edit, edit: Edit) -> None:
     """Raise an error if two edits of one adapter set different values for the same stored matrix.
 
-    An adapter may contain two edits of one matrix, because a model may have several module names for that matrix.
+    An adapter may contain two edits of one matrix, because several modules of a model may share the matrix.
     """
     if isinstance(first, TokenRows) and isinstance(edit, TokenRows):
         same = first.token_ids == edit.token_ids and np.array_equal(first.rows, edit.rows)
@@ -248,7 +251,7 @@ def _are_disjoint(first: LowRank, second: LowRank) -> bool:
 
 
 def _is_same_grown_matrix(first: FullModule, edit: FullModule) -> bool:
-    """Whether two edits contain the same resized embedding matrix, that is, the same matrix with rows for new tokens.
+    """Whether two edits contain equal resized embedding matrices. A resized matrix has additional rows for new tokens.
 
     If several adapters were trained on the same base model with a resized vocabulary, each may contain the resized
     matrix.

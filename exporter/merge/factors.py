@@ -1,4 +1,4 @@
-"""Reads the factors of low-rank updates, and selects the parts of the factors that apply to one stored tensor."""
+"""Reads the two factors (``down`` and ``up``) of LoRA updates, and cuts the factors to fit a stored tensor."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _CACHED_FACTORS: Final = 4
 
 
 def factor_shapes(update: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the shapes of the factors (down, up) for a matrix, or for one expert's matrix in a stack of experts."""
+    """Return the shapes of the factors ``down`` and ``up``; for a stack of experts, the shapes for a single expert."""
     (joined, inner), (outer, _) = update.down.spec.shape, update.up.spec.shape
     rank = joined // update.experts
     return (rank, inner), (outer, rank)
 
 
 def factors(update: LowRank, *, stacked: bool) -> tuple[Array, Array]:
-    """Return the float32 factors (down (r, in), up (out, r)) of a matrix.
+    """Return the float32 factors of a matrix: ``down`` with shape (rank, in) and ``up`` with shape (out, rank).
 
-    stacked: whether the parameter is a stack of experts, for which the factors (down (experts, r, in), up (experts,
-    out, r)) are returned. Source of the layout of stacked factors: PEFT's ParamWrapper.
+    stacked: whether the parameter is a stack of experts. For a stack, the shapes are (experts, rank, in) and (experts,
+    out, rank). Source for the layout of stacked factors: PEFT's class ParamWrapper.
     """
     down, up = _as_f32(update.down), _as_f32(update.up)
     if not stacked:
@@ -39,11 +39,12 @@ def factors(update: LowRank, *, stacked: bool) -> tuple[Array, Array]:
 
 
 def cut(left: Array, right: Array, part: Part) -> tuple[Array, Array]:
-    """Return the factors (left (rows, r), right (r, columns)) for the stored tensor that ``part`` describes.
+    """Return the factors (left, right) for the stored tensor that ``part`` describes; the update is left @ right.
 
-    left, right: the factors of the whole parameter, in the parameter's orientation; for a stack of experts, with a
-    leading axis. The returned factors are zero for rows and columns of the stored tensor that do not belong to the
-    parameter. The returned factors have a leading axis for the experts if the stored tensor is a stack of experts.
+    left: the left factor of the whole parameter, (rows, rank) or (experts, rows, rank). right: the right factor of the
+    whole parameter, (rank, columns) or (experts, rank, columns). The stored tensor may also contain rows and columns of
+    other parameters; for these rows and columns, the returned factors are zero. If the stored tensor is a stack of
+    experts, the first axis of the returned factors is the expert.
     """
     expert = part.expert
     if expert is not None and left.ndim == 3:

@@ -1,4 +1,4 @@
-"""Checks that exactly one named rule handles each tensor, and otherwise stops the merge with an error."""
+"""Checks that exactly one rule handles each tensor, so that no tensor is lost or merged twice."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from exporter.errors import LedgerError
 class Ledger:
     """Records which rule handles each tensor of a file or folder.
 
-    what: the noun that follows "expected one" in error messages, such as "rule" or "writer".
+    what: the word for a rule in error messages, such as "rule" or "writer".
     """
 
     def __init__(self, path: Path, names: Iterable[str], *, what: str) -> None:
-        """names: the names of all tensors, each of which exactly one rule must handle."""
+        """Create a ledger for the tensors ``names``, each of which exactly one rule must handle."""
         self.path = path
         self._what = what
         self._taken: dict[str, str | None] = dict.fromkeys(names)
@@ -32,9 +32,9 @@ class Ledger:
         self._taken[name] = rule
 
     def close(self) -> dict[str, str]:
-        """Map the name of every tensor to its rule.
+        """Return a dict that maps the name of every tensor to its rule.
 
-        Raises LedgerError if a tensor is handled by no rule; the message names the first such tensor.
+        Raises LedgerError if no rule handles a tensor.
         """
         for name, rule in self._taken.items():
             if rule is None:

@@ -1,7 +1,7 @@
 """Defines the merged model: a checkpoint plus adapters, with each tensor merged only when that tensor is read.
 
 The names, dtypes and shapes of the merged tensors are known before any tensor data is read. The writers of the output
-formats read only the merged model and need no access to the adapters.
+formats read tensors only through the merged model, not from adapters.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec
 class MergedTensor:
     """A stored tensor that is transformed by merge passes when the tensor is read.
 
-    Rows that no pass changes are returned as byte ranges of the input file. name: name of the merged tensor. source:
-    the stored tensor before the passes, from the base model or, if an adapter replaces the tensor, from the adapter.
+    Rows that no pass changes are copied as byte ranges of the input file. A pass is one step of the computation, such
+    as adding a LoRA update. name: name of the merged tensor. source: the input of the first pass: a tensor of the base
+    model or, if an adapter replaces the whole tensor, of the adapter.
     """
 
     name: str
@@ -40,7 +41,7 @@ class MergedTensor:
 
     @property
     def spec(self) -> TensorSpec:
-        """Return the spec of the tensor after the last pass."""
+        """Return the name, the dtype and the shape of the tensor after the last pass."""
         spec = replace(self.source.spec, name=self.name)
         for step in self.passes:
             spec = step.out_spec(spec)
@@ -50,8 +51,8 @@ class MergedTensor:
         """Return the merged rows [start, stop). Peak memory: a few copies of the rows.
 
         Raises BadInput, naming the tensor, if a merged value is invalid. If the merged tensor has more rows than the
-        stored tensor, the input of the first pass has zeros in the added rows. The merge plan guarantees that one of
-        the passes sets the values of every added row.
+        stored tensor, rows of zeros are appended before the first pass. The merge plan guarantees that a pass then sets
+        the values of every appended row.
         """
         spec = self.source.spec
         value = self.source.rows(min(start, spec.n_rows), min(stop, spec.n_rows))
@@ -111,12 +112,12 @@ class MergedModel:
 
     path: path of the base checkpoint, for error messages. config: content of config.json after merging. tie: whether
     and how embedding and head are tied after merging. tensors: all tensors to write, in the order of the base
-    checkpoint's shards. shards: maps the name of each tensor to the file name of its shard. files: maps the names of
-    auxiliary files that are copied unchanged to their paths. generation_config: content of generation_config.json after
-    merging, or {} if the file does not exist. The map ``files`` does not contain generation_config.json if merging
-    changes that file. origins: hub repositories and commits of the inputs. embedding_digest: a function that reads the
-    base model's embedding and returns its SHA-256 digest. adapters_digest: a function that reads the adapters and
-    returns the combined digest of all adapters.
+    checkpoint's shards. shards: maps the name of each tensor to the file name of its shard. files: maps the name of
+    each auxiliary file that is copied unchanged to the path of the file. generation_config: content of
+    generation_config.json after merging, or {} if the file does not exist. The map ``files`` does not contain
+    generation_config.json if merging changes that file. origins: hub repositories and commits of the inputs.
+    embedding_digest: a function that reads the base model's embedding and returns its SHA-256 digest. adapters_digest:
+    a function that reads the adapters and returns the combined digest of all adapters.
     """
 
     path: Path
@@ -132,7 +133,7 @@ class MergedModel:
 
     @cached_property
     def provenance(self) -> Mapping[str, str]:
-        """Return the provenance: the hub repositories and commits of the inputs, and the digests of the inputs.
+        """Return the hub repositories and commits of the inputs, and the digests of the embedding and of the adapters.
 
         The first access to ``provenance`` reads the base model's embedding and the adapters, to compute the digests.
         """
@@ -140,7 +141,7 @@ class MergedModel:
 
     @property
     def provenance_shape(self) -> Mapping[str, str]:
-        """Return ``provenance``, in which a string of zeros of equal length replaces each digest. Reads no tensor."""
+        """Return ``provenance`` with zeros in place of the digests, to compute file sizes without reading a tensor."""
         blank = "0" * 2 * hashlib.sha256().digest_size
         return self._provenance(blank, blank)
 
@@ -149,7 +150,10 @@ class MergedModel:
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
-        """Map the name of every merged tensor to the tensor's spec. Reads no tensor."""
+        """Return a dict that maps the name of every merged tensor to the tensor's name, dtype and shape.
+
+        Reads no tensor.
+        """
         return {name: tensor.spec for name, tensor in self.tensors.items()}
 
     def tensor(self, name: str) -> LazyTensor:
@@ -157,14 +161,14 @@ class MergedModel:
         return self.tensors[name]
 
     def where(self, name: str) -> Path:
-        """Return the path of the input file that contains the unmerged tensor ``name``.
+        """Return the path of the input file that contains the tensor ``name`` before merging.
 
         The path of the input file is needed for error messages and for reading tensors in file order.
         """
         return self.place(name).path
 
     def place(self, name: str) -> ByteRange:
-        """Return the byte range of the unmerged tensor ``name`` in its input file."""
+        """Return the byte range that contains the tensor ``name`` before merging, in an input file."""
         tensor = self.tensors[name]
         return (tensor.source if isinstance(tensor, MergedTensor) else tensor).place
 

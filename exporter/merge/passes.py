@@ -1,4 +1,6 @@
-"""Defines the passes of a merge: pure functions that transform tensor specs and blocks of tensor rows.
+"""Defines the passes of a merge.
+
+A pass is a pure function that changes blocks of tensor rows, such as a cast to a different dtype.
 
 A pass has no state and reads neither adapters nor files.
 """
@@ -20,7 +22,7 @@ class Pass(Protocol):
     """A step of the computation that turns a stored tensor into the merged tensor."""
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """Return the spec of the tensor that ``apply`` computes from a tensor with the spec ``spec``."""
+        """Return the dtype and shape of the pass's output, for an input with the dtype and shape ``spec``."""
 
     def apply(self, start: int, block: Array) -> Array:
         """Apply the pass to ``block``, which contains the rows [start, start + len(block)) of the tensor."""
@@ -43,8 +45,8 @@ class _Everywhere:
 class Cast(_Everywhere):
     """Cast a floating-point tensor to ``dtype``, rounding once to nearest even.
 
-    Tensors with other dtypes, such as integers, stay unchanged. finite: whether NaN and Inf in the input are an error.
-    The flag ``finite`` is set for values that come from an adapter.
+    Tensors with other dtypes, such as integers, stay unchanged. finite: whether to raise an error for NaN and Inf in
+    the input, as for values from an adapter.
     """
 
     dtype: str
@@ -71,9 +73,9 @@ class Cast(_Everywhere):
 class ReplaceRows:
     """Replace the rows ``token_ids`` of a matrix with ``rows``, and resize the matrix to ``n_rows`` rows.
 
-    token_ids: the token ids of the k replaced rows, in ascending order without duplicates. rows: the new rows with
-    shape (k, hidden), in the dtype of the merged tensor. The new rows replace the stored rows and are not added to the
-    stored rows, because PEFT's TrainableTokensLayer uses index_copy.
+    token_ids: the token ids of the replaced rows, in ascending order without duplicates. rows: the new rows with shape
+    (len(token_ids), hidden size), in the dtype of the merged tensor. As in PEFT's TrainableTokensLayer, which calls
+    index_copy, new rows replace the stored rows and are not added to the stored rows.
     """
 
     token_ids: tuple[int, ...]
@@ -85,7 +87,7 @@ class ReplaceRows:
         return replace(spec, shape=(self.n_rows, *spec.shape[1:]))
 
     def apply(self, start: int, block: Array) -> Array:
-        """Return a copy of ``block`` with the new rows, or ``block`` itself if none of its rows is replaced."""
+        """Return a copy of ``block`` with the new rows, or ``block`` itself if no row of ``block`` is replaced."""
         first = bisect_left(self.token_ids, start)
         last = bisect_left(self.token_ids, start + len(block))
         if first == last:
@@ -95,7 +97,7 @@ class ReplaceRows:
         return out
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """Return the replaced rows as ranges of consecutive token ids."""
+        """Return the ids of the replaced rows as ascending ranges [start, stop)."""
         runs: list[tuple[int, int]] = []
         for token_id in self.token_ids:
             if runs and runs[-1][1] == token_id:
@@ -112,11 +114,11 @@ class AppendColumns(_Everywhere):
     count: int
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """Return ``spec`` with the additional columns."""
+        """Return ``spec`` with ``count`` more columns."""
         return replace(spec, shape=(spec.shape[0], spec.shape[1] + self.count))
 
     def apply(self, start: int, block: Array) -> Array:
-        """Return ``block`` with the additional columns."""
+        """Return ``block`` with ``count`` columns of zeros appended."""
         return np.concatenate([block, np.zeros((len(block), self.count), block.dtype)], axis=1)
 
 
@@ -124,11 +126,11 @@ class AppendColumns(_Everywhere):
 class Term:
     """A low-rank update left @ right in float32, in the orientation of the stored tensor.
 
-    left: the scaled left factor with shape (rows, r), or (experts, rows, r) for a stack of experts. right: the right
-    factor with shape (r, columns), or (experts, r, columns) for a stack of experts. gain: DoRA's magnitude vector with
-    shape (rows,) if ``by_row`` is set, else with shape (columns,). norm: the norms of the columns of W + left @ right,
-    or None if ``by_row`` is set. The column norms are computed in advance, because the norm of a column cannot be
-    computed from a block of rows.
+    left: the scaled left factor with shape (rows, rank), or (experts, rows, rank) for a stack of experts. right: the
+    right factor with shape (rank, columns), or (experts, rank, columns) for a stack of experts. gain: DoRA's magnitude
+    vector, or None for LoRA. by_row: whether DoRA scales each row instead of each column of the stored tensor. norm: if
+    DoRA scales columns, the column norms of stored tensor + left @ right. The column norms are computed in advance,
+    because a block of rows does not contain whole columns.
     """
 
     left: Array
@@ -142,16 +144,17 @@ class Term:
 class AddLowRank(_Everywhere):
     """Add updates to a weight in float32 (float64 for a float64 tensor), then round the sum once to ``dtype``.
 
-    terms: a function that returns the updates. The updates are read only when the first rows are computed, so that a
-    merge plan keeps no update in memory. A DoRA update rescales the weight, and therefore no other update can be added
-    to the same weight. Sources: LoRA (Hu et al. 2021), and DoRA (Liu et al. 2024) equation 5, as computed by PEFT.
+    terms: a function that reads and returns the updates. The function is called only when the first rows are computed,
+    so that a merge plan keeps no update in memory. A DoRA update also rescales the weight; therefore no second update
+    may change the same weight. Sources: LoRA (Hu et al. 2021), and DoRA (Liu et al. 2024) equation 5, as computed by
+    PEFT.
     """
 
     terms: Callable[[], Sequence[Term]]
     dtype: str
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """Return ``spec`` with the dtype to which the pass rounds its results."""
+        """Return ``spec`` with the dtype to which this pass rounds the sum."""
         return replace(spec, dtype=self.dtype)
 
     def apply(self, start: int, block: Array) -> Array:
@@ -178,14 +181,14 @@ class AddLowRank(_Everywhere):
 class AddVector(_Everywhere):
     """Add the bias vector of an adapter's update to a bias of the base model.
 
-    added: the scaled bias of the adapter as float32 (n,).
+    added: the scaled bias of the adapter as a float32 vector. dtype: dtype of the sum.
     """
 
     added: Array
     dtype: str
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """Return ``spec`` with the dtype to which the pass rounds its results."""
+        """Return ``spec`` with the dtype to which this pass rounds the sum."""
         return replace(spec, dtype=self.dtype)
 
     def apply(self, start: int, block: Array) -> Array:
@@ -194,7 +197,7 @@ class AddVector(_Everywhere):
 
 
 def _dora(term: Term, start: int, value: Array) -> Array:
-    """Return DoRA's scale factors for n rows of W + left @ right: (n, 1) if ``by_row`` is set, else (columns,)."""
+    """Return the factors by which DoRA scales ``value``, a block of rows of stored tensor + left @ right."""
     assert term.gain is not None
     gain = term.gain
     if term.by_row:

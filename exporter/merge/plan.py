@@ -1,4 +1,4 @@
-"""Plans a merge: decides which tensors change, and which rules and passes change each tensor.
+"""Plans a merge: decides which base tensors change, and by which computations.
 
 Planning reads no tensor of the base model.
 """
@@ -43,12 +43,12 @@ _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF
 class MergePlan:
     """The plan of a merge, which is complete before any tensor of the base model is read.
 
-    sources: {name of the output tensor: (name of the stored tensor to start from, changes of the tensor)}. tie: whether
+    sources: maps the name of each output tensor to the pair (name of the base tensor to change, changes). tie: whether
     and how embedding and head are tied after merging. vocab: number of rows of the merged embedding. files: auxiliary
     files to copy unchanged. moved_ids: maps each special token whose id changes to (id in the base model, id after
-    merging). origins: hub repositories and commits of the inputs, for provenance. warnings: contradictions between the
-    base and an adapter that the user has accepted. tokenizer: the merged tokenizer, which stays open so that all
-    readers share one decoded vocabulary.
+    merging). origins: hub repositories and commits of the inputs, for provenance. warnings: messages for the user, for
+    example about adapter tensors without effect. tokenizer: the merged tokenizer, so that the vocabulary is decoded
+    only once.
     """
 
     checkpoint: Checkpoint
@@ -66,10 +66,10 @@ class MergePlan:
     warnings: Sequence[str] = ()
 
     def model(self, dtype: str | None = None, budget: Budget | None = None) -> MergedModel:
-        """Return the merged model, in which each merged value is rounded only once, to its final dtype.
+        """Return the merged model. Every merged value is rounded only once, to its final dtype.
 
-        dtype: dtype of the merged floating-point tensors, or None to keep the stored dtypes. A quantiser's own tensors,
-        such as scales, always keep their dtypes.
+        dtype: dtype of the merged floating-point tensors, or None to keep the stored dtypes. In a quantised base, the
+        quantiser's own tensors, such as scales, keep their dtypes.
         """
         tensors: dict[str, FileTensor | MergedTensor] = {}
         kept = quantiser_floats(self.checkpoint.tensors) if dtype and self.checkpoint.quantisation else frozenset()
@@ -97,7 +97,7 @@ class MergePlan:
 
     @property
     def factor_nbytes(self) -> int:
-        """Maximum, over the merged tensors, of the total size in bytes of a tensor's float32 LoRA factors.
+        """Size in bytes of the largest float32 LoRA factors that a single merged tensor needs.
 
         The LoRA factors of a tensor stay in memory while the merged tensor is written.
         """
@@ -151,12 +151,12 @@ class MergePlan:
 
 
 def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False) -> MergePlan:
-    """Plan the merge of the adapters. untie: whether to write a separate tensor for a tied head.
+    """Plan the merge of the adapters. untie: whether to write a separate tensor for the head if the base ties the head.
 
     Raises TensorMismatch if an edit does not fit the shape of the changed tensor or the size of the vocabulary. Raises
-    LedgerError if an adapter tensor is handled by no merge rule or by several merge rules. Raises BadInput if two
-    adapters set values of the same token row or of the same tensor. Raises NotExpressible if embedding and head share
-    one stored tensor but need different values after merging.
+    LedgerError if no merge rule or more than one merge rule handles an adapter tensor. Raises BadInput if two adapters
+    set values of the same token row or of the same tensor. Raises NotExpressible if embedding and head share one stored
+    tensor but need different values after merging.
     """
     gathered = gather(checkpoint, adapters)
     resolved = resolve(checkpoint, gathered.changes, untie=untie)
@@ -192,7 +192,7 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
 
 
 def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]:
-    """Return the ledger entries for display, in which tensor names replace ``EMBEDDING`` and ``HEAD``."""
+    """Return the ledger entries to show to the user, with tensor names in place of ``EMBEDDING`` and ``HEAD``."""
     tie = resolved.tie
     embeddings = (tie.embedding, *tie.copies)
     into = {
@@ -212,7 +212,7 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
 
 
 def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change, *, grows: bool) -> None:
-    """Raise TensorMismatch if the shape of an edit does not fit the stored tensor that the edit changes."""
+    """Raise TensorMismatch if the shape of one of the edits in ``change`` does not fit the stored tensor."""
     if change is NO_CHANGE or change == NO_CHANGE:
         return
     base = checkpoint.tensors[stored]
@@ -255,7 +255,7 @@ def _factor_nbytes(update: LowRank) -> int:
 def _replace_rows(edits: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:
     """Return a pass that sets the token rows of all adapters in one tensor.
 
-    dtype: the dtype of the merged tensor. Raises TensorMismatch.
+    dtype: the dtype of the merged tensor. Raises TensorMismatch if a value exceeds the range of ``dtype``.
     """
     rounded = []
     for edit in edits:

@@ -1,4 +1,4 @@
-"""Decides whether a merge keeps embedding and head tied, and from which stored tensors the two are made."""
+"""Decides whether embedding and head stay tied after a merge, and from which stored tensors each matrix is computed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _HEAD_OF: Final = {"embed_in": "embed_out"}
 
 @dataclass(frozen=True)
 class Resolved:
-    """The stored tensors from which the merged embedding and head are made, with their changes.
+    """The stored tensors and the changes from which the merged embedding and the merged head are computed.
 
-    tie: whether and how embedding and head are tied after merging. sources: {name of the output tensor: (name of the
-    stored tensor to start from, changes of the tensor)}.
+    tie: whether and how embedding and head are tied after merging. sources: maps the name of each output tensor to the
+    pair (name of the base tensor to change, changes).
     """
 
     tie: Tie
@@ -34,10 +34,10 @@ class Resolved:
 
 
 def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: bool) -> Resolved:
-    """Decide from which stored tensors the merged embedding and the merged head are made.
+    """Decide from which stored tensors the merged embedding and the merged head are computed.
 
-    The embedding and head of a tied base model stay tied if the merged values of both are equal. Raises NotExpressible
-    if the adapters set different values for embedding and head of a tied base model and ``untie`` is not set.
+    If the base ties embedding and head, the two matrices stay tied if their merged values are equal. If the base ties
+    embedding and head, raises NotExpressible if the merged values differ and ``untie`` is not set.
     """
     tie = checkpoint.tie
     embedding, head = changes.get(EMBEDDING, Change()), changes.get(HEAD, Change())
@@ -73,7 +73,7 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
 
 
 def _is_copy_of_head(checkpoint: Checkpoint, change: Change) -> bool:
-    """Whether PEFT trained a copy of the head, so that tensors that the base ties to the head do not change."""
+    """Whether PEFT trained a separate copy of the head, so that other tensors tied to the head do not change."""
     whole = change.replaced
     return whole is not None and not whole.in_place and use_of(checkpoint, whole.module) == HEAD
 
@@ -86,11 +86,10 @@ def _refuse_untie(checkpoint: Checkpoint, *, untie: bool) -> None:
 
 
 def untied_config(config: dict[str, Any]) -> None:
-    """Change ``config`` so that transformers loads the head from its own tensor, untied from the embedding.
+    """Change ``config`` so that transformers loads the head from a separate tensor and does not tie the head.
 
-    For T5, tie_word_embeddings controls only whether the input of the head is scaled; whether embedding and head are
-    tied depends only on the stored tensors. Therefore, for T5, ``config`` records whether the input of the head is
-    scaled.
+    In a T5 config, tie_word_embeddings also controls whether the input of the head is scaled. Therefore, for T5, the
+    old setting for scaling is recorded as scale_decoder_outputs.
     """
     nested = config.get("text_config")
     if config.get("model_type") == "t5":
@@ -101,7 +100,7 @@ def untied_config(config: dict[str, Any]) -> None:
 
 
 def _head_name(checkpoint: Checkpoint) -> str:
-    """Return the tensor name under which transformers looks for a separate head, for a base that stores no head."""
+    """Return the tensor name from which transformers loads the head if embedding and head are not tied."""
     embedding, modules = checkpoint.tie.embedding, checkpoint.modules
     module = embedding.split(".")[-2]
     prefix = "language_model." if embedding.startswith("language_model.") else ""
@@ -113,9 +112,9 @@ def _head_name(checkpoint: Checkpoint) -> str:
 
 
 def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
-    """Replace the head, too, if an adapter tensor (such as a resized embedding) replaces the embedding in place.
+    """If an adapter tensor, such as a resized embedding, replaces one of two tied matrices, replace both matrices.
 
-    If the adapter tensor is a copy trained for ``modules_to_save``, only the embedding or only the head is replaced.
+    An adapter tensor that was trained through ``modules_to_save`` is a separate copy and replaces only one matrix.
     """
     changed = [change.replaced for change in (embedding, head) if change.replaced and change.replaced.in_place]
     if len(changed) == 2 and not changed[0].equals(changed[1]):
@@ -128,7 +127,7 @@ def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
 
 
 def _same_result(embedding: Change, head: Change) -> bool:
-    """Whether embedding and head have equal values after the changes."""
+    """Whether two tied matrices (embedding and head) still have equal values after the changes."""
     whole, other_whole = embedding.replaced, head.replaced
     if (whole is None) != (other_whole is None) or (whole and other_whole and not whole.equals(other_whole)):
         return False
@@ -145,11 +144,10 @@ def _rows(change: Change) -> dict[int, Array]:
 
 
 def _same_update(update: LowRank, other: LowRank) -> bool:
-    """Whether the low-rank updates of the embedding and of the head change both matrices by the same amount.
+    """Whether a low-rank update of the embedding and a low-rank update of the head add equal values.
 
-    If embedding and head are tied, PEFT stores the update twice, and the factors for the head are the transposes of the
-    factors for the embedding. DoRA updates of embedding and head are never equal, because the norms of the two updates
-    differ.
+    If embedding and head are tied, PEFT stores the update twice; the factors for the head are the transposed factors
+    for the embedding. For DoRA, the result is always False, because DoRA uses different norms for embedding and head.
     """
     if update.magnitude or other.magnitude or update.scaling != other.scaling or update.path != other.path:
         return False

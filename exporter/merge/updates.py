@@ -1,9 +1,10 @@
-"""Converts low-rank updates to the orientation of the stored tensors.
+"""Converts low-rank updates to the orientation of the stored weights: (out, in) or (in, out).
 
 PEFT's update of a linear layer has the shape (out, in), as torch stores the weight of a linear layer. In contrast, the
-Conv1D layer of GPT-2 stores the weight as (in, out). An embedding also stores the weight as (in, out), where the token
-is the input. The orientation of a weight is determined by comparing the weight's shape with the shape of the update.
-For a square weight, whose shape is the same in both orientations, the model type determines the orientation.
+Conv1D layer of GPT-2 stores the weight as (in, out). An embedding also counts as (in, out), because the rows of an
+embedding are indexed by the input token. To find the orientation of a weight, this module compares the weight's shape
+with the shape of the update. A square weight has the same shape in both orientations; in this case, the model type
+determines the orientation.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ _CACHED_TENSORS: Final = 4
 
 
 def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> bool:
-    """Whether the parameter that ``update`` changes has the orientation (in, out), not (out, in).
+    """Whether the parameter that ``update`` changes has the orientation (in, out) instead of (out, in).
 
     For a stack of experts, the two orientations are (experts, in, out) and (experts, out, in). shape: the shape of the
     stored tensor. Raises TensorMismatch if the shape of the update does not fit the shape of the parameter. Raises
-    NotExpressible for a stack of square matrices whose orientation is not recorded in any table.
+    NotExpressible for a stack of square matrices if ttexport has no record of the orientation.
     """
     whole = tuple(update.part.shape if update.part else shape)
     if update.target_type == "convolution" and update.part is None and len(whole) > 2:
@@ -76,7 +77,7 @@ def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], 
     """Check that the shapes of the LoRA factors fit the tensor and that the values of the factors are finite.
 
     The shapes are checked before the values are read, so that no factors larger than the base model are read into
-    memory. Raises TensorMismatch, NotExpressible.
+    memory. Raises TensorMismatch or NotExpressible if a check fails.
     """
     is_transposed(checkpoint, update, shape, name)
     factors = [update.down, update.up]
@@ -95,9 +96,9 @@ def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], 
 def terms(updates: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tuple[Term, ...]:
     """Read the updates of one tensor and convert the updates to the orientation of the tensor.
 
-    updates: pairs (update, flag); the flag is True if the stored tensor has the orientation (in, out). source: the
-    tensor before the updates, which is read once if DoRA needs the norms of its columns. Peak memory: the factors in
-    float32. Raises TensorMismatch if the length of a DoRA magnitude vector does not fit the tensor.
+    updates: pairs (update, whether the stored tensor has the orientation (in, out)). source: the stored tensor, which
+    is read once if DoRA needs column norms. Peak memory: the size of the factors in float32. Raises TensorMismatch if
+    the length of a DoRA magnitude vector does not fit the tensor.
     """
     return tuple(_term(update, transposed, source) for update, transposed in updates)
 
@@ -120,7 +121,7 @@ def _term(update: LowRank, transposed: bool, source: FileTensor) -> Term:
 
 
 def _gain(update: LowRank, transposed: bool, length: int) -> Array:
-    """Return DoRA's magnitudes for the rows or columns of the stored tensor, with NaN where there is no magnitude."""
+    """Return DoRA's magnitudes for all rows or columns of the stored tensor, with NaN for rows of other parameters."""
     assert update.magnitude is not None
     gain = cast(read(update.magnitude), "F32").reshape(-1)
     part = update.part
@@ -136,7 +137,7 @@ def _gain(update: LowRank, transposed: bool, length: int) -> Array:
 
 
 def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
-    """Return the norms of the columns of source + left @ right. Peak memory: one block."""
+    """Return the column norms of the matrix source + left @ right. Peak memory: one block of rows."""
     total = np.zeros(right.shape[1], np.float64)
     for start, block in blocks(source, 1 << 20):
         value = cast(block, "F32") + left[start : start + len(block)] @ right
@@ -146,7 +147,7 @@ def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
 
 
 def bias_of(updates: Sequence[LowRank]) -> Array:
-    """Return the float32 sum of the scaled LoRA biases, which is to be added to a bias of the base model."""
+    """Return the float32 sum of the scaled bias vectors of ``updates``, to add to a bias of the base model."""
     total: Any = 0
     for update in updates:
         assert update.bias is not None

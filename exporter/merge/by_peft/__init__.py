@@ -1,1 +1,1 @@
-"""Merges adapters that only PEFT can merge, if the user asks for it."""
+"""Merges adapters that only PEFT can merge, by running PEFT, if the user sets ``--via peft``."""

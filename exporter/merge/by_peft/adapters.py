@@ -1,4 +1,4 @@
-"""Replace each change that only PEFT can merge by a tensor whose values PEFT computes on reading."""
+"""Replaces each change that only PEFT can merge with a tensor whose values PEFT computes when the tensor is read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PROCESS: Final = "exporter.merge.by_peft.process"
 
 
 def merged_by_peft(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter]:
-    """Return ``adapters``, in which PEFT's merged tensors replace the changes that only PEFT can merge.
+    """Return copies of ``adapters`` in which tensors merged by PEFT replace all changes that only PEFT can merge.
 
-    PEFT runs in a separate process, which starts when the first tensor is read. Raises BadInput if another adapter
-    changes a module that PEFT merges, because the result would depend on the order. Raises MissingDependency if PEFT is
-    not installed.
+    PEFT runs in a separate process, which starts when the first tensor is read. Raises BadInput if PEFT merges a module
+    that a second adapter also changes, because the result would depend on the order of the adapters. Raises
+    MissingDependency if PEFT is not installed.
     """
     PEFT.require("--via peft")
     merged = [

@@ -1,4 +1,4 @@
-"""The process in which PEFT merges the modules of an adapter into the base's weights, one module at a time."""
+"""Runs in a separate process, in which PEFT merges an adapter into the base's weights, one module at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exporter.peft_modules.results import open_inputs, serve
 
 @torch.no_grad()
 def compute(checkpoint: Path, adapter: Path) -> Iterator[dict[str, Any]]:
-    """Yield the merged weight and bias of each module as float64, so that the exporter rounds each value once.
+    """Yield the merged weight and bias of each module as float64; ttexport later rounds each value once.
 
     Raises ValueError if a merged value is not finite.
     """

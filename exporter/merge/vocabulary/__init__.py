@@ -1,1 +1,1 @@
-"""Handles new tokens: chooses tokenizer files, updates special token ids, and determines the size of the embedding."""
+"""Handles new tokens in a merge: chooses tokenizer files, updates special token ids, and resizes the embedding."""

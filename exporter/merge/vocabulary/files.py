@@ -21,7 +21,7 @@ _SETTINGS: Final = "tokenizer_config.json"
 
 
 def merge_auxiliary_files(base: Mapping[str, Path], adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Map the names of the merged model's auxiliary files to their paths.
+    """Return a dict that maps the name of each auxiliary file of the merged model to the path of the file to copy.
 
     If an adapter contains a tokenizer, none of the base model's tokenizer files is used, so that files of two
     tokenizers are never mixed. Raises BadInput if two adapters contain different files that cannot be combined, such as
@@ -46,11 +46,10 @@ def _settings(files: Mapping[str, Path]) -> Mapping[str, Any]:
 
 
 def adapter_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Map the names of the auxiliary files of all adapters to their paths.
+    """Return a dict that maps the name of each auxiliary file in the adapters' folders to the path of the file to use.
 
-    If one adapter's tokenizer contains the tokenizers of all other adapters, the files of that tokenizer are used. If
-    no tokenizer contains all others, raises BadInput if two adapters contain files with equal names but different
-    content.
+    If the adapters' tokenizers differ, the tokenizer that contains all other tokenizers is used. Raises BadInput if no
+    tokenizer contains all other tokenizers, or if two adapters contain different chat templates or generation configs.
     """
     files: dict[str, Path] = {}
     different: tuple[str, Path, Path] | None = None

@@ -1,8 +1,7 @@
-"""Decides whether a tokenizer contains another tokenizer and can therefore be used for the adapters of both.
+"""Decides whether one tokenizer contains a second tokenizer and can therefore be used in place of the second.
 
-A tokenizer contains another tokenizer if both have the same files and settings, and every added token of the other
-tokenizer is an added token with the same id and flags. The two tokenizers must also have the same tokenizer model, that
-is, the same vocabulary and merges.
+A tokenizer A contains a tokenizer B if A and B have equal settings, vocabularies and merges, and every added token of B
+is an added token of A with the same id and flags.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ _BY_TEXT: Final = "added_tokens.json"
 
 
 def largest(tokenizers: Sequence[Mapping[str, Path]]) -> Mapping[str, Path] | None:
-    """Return the tokenizer that contains all other tokenizers, or None if there is no such tokenizer.
+    """Return the tokenizer that contains all other tokenizers, or None if no tokenizer contains all others.
 
-    tokenizers: for each tokenizer, the names and paths of its files. Peak memory: two tokenizer.json files. Raises
-    UnreadableFile if a tokenizer's settings file is not a JSON object.
+    tokenizers: for each tokenizer, a dict that maps file names to paths. Peak memory: the size of two tokenizer.json
+    files. Raises UnreadableFile if a tokenizer's settings file is not a JSON object.
     """
     return next((files for files in tokenizers if all(_contains(files, other) for other in tokenizers)), None)
 
@@ -55,7 +54,7 @@ def _file_contains(name: str, path: Path, other: Path) -> bool:
 
 
 def _tokenizer_contains(path: Path, other: Path) -> bool:
-    """Compare tokenizer.json files. All JSON fields except the added tokens must be byte-identical in both files."""
+    """Whether the tokenizer.json at ``path`` equals ``other``, except for additional added tokens."""
     fields, other_fields = _fields(path), _fields(other)
     added = _tokens(path, fields.pop(_ADDED, None))
     other_added = _tokens(other, other_fields.pop(_ADDED, None))
@@ -70,13 +69,13 @@ def _fields(path: Path) -> dict[str, msgspec.Raw]:
 
 
 def _tokens(path: Path, raw: msgspec.Raw | None) -> dict[Any, Any]:
-    """Map the ids of the added tokens in ``raw`` to the tokens, each with its text and flags."""
+    """Return a dict that maps the id of each added token in ``raw`` to the token's JSON object (text and flags)."""
     tokens = None if raw is None else parse_object(path, b'{"": ' + bytes(raw) + b"}", what=_ADDED)[""]
     return {str(token.get("id")): token for token in tokens or [] if isinstance(token, dict)}
 
 
 def _value_contains(value: Any, other: Any) -> bool:
-    """Whether a list or a JSON object contains all items of another list or object.
+    """Whether the list or JSON object ``value`` contains all items of the list or JSON object ``other``.
 
     A missing value counts as an empty list or object.
     """

@@ -1,4 +1,4 @@
-"""Updates the ids of special tokens in the configs, so that a model with a new eos token stops at that token."""
+"""Updates the ids of special tokens in the configs, so that, for example, a model stops at a new eos token."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from exporter.sources.hf.special_tokens import special_ids
 
 
 def moved_ids(base: Mapping[str, Path], merged: Mapping[str, Path]) -> dict[str, tuple[int | None, int]]:
-    """Map each special token (bos, eos, pad) whose id changes to (id before merging, id after merging).
+    """Return {special token (bos, eos or pad) whose id changes: (id before merging, id after merging)}.
 
-    base, merged: the auxiliary files before and after merging, as maps from file names to paths. Raises UnreadableFile.
+    base, merged: the auxiliary files before and after merging, as dicts from file names to paths. Raises UnreadableFile
+    if a tokenizer file or config is invalid.
     """
     if merged.get("tokenizer.json") == base.get("tokenizer.json"):
         return {}
@@ -27,9 +28,9 @@ def generation_config(
 ) -> tuple[dict[str, Any], dict[str, tuple[int | None, int]]]:
     """Return (content of generation_config.json after merging, special token ids that change).
 
-    base, files: the auxiliary files of the base model and of the merged model, as maps from file names to paths. If the
-    ids in generation_config.json change, that file is removed from ``files``, because all files in ``files`` are copied
-    unchanged. A generation_config.json that comes from an adapter is never changed.
+    base, files: the auxiliary files of the base model and of the merged model, as dicts from file names to paths. If
+    the ids in generation_config.json change, the function removes generation_config.json from ``files``, because all
+    files in ``files`` are copied unchanged. A generation_config.json from an adapter is never changed.
     """
     moved = moved_ids(base, files)
     path = files.get(GENERATION_CONFIG)
@@ -40,10 +41,10 @@ def generation_config(
 
 
 def follow(config: dict[str, Any], moved: Mapping[str, tuple[int | None, int]]) -> bool:
-    """Replace the changed special token ids in ``config``; keys that ``config`` lacks are not added.
+    """Replace the changed special token ids in ``config``, without adding new keys.
 
-    Returns whether ``config`` changed. In a list of eos ids, only the changed id is replaced, because a chat model may
-    stop at several tokens.
+    Returns whether ``config`` changed. In a list of eos ids, only the changed id is replaced, because the other ids are
+    further stop tokens.
     """
     changed = False
     for name, (before, after) in moved.items():

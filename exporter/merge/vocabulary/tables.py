@@ -1,8 +1,8 @@
-"""Grows every other table with one entry per token when the embedding grows.
+"""When the embedding grows, grows the model's other tensors with one entry per token: biases and additional embeddings.
 
 New rows of an additional embedding, such as Gemma's per-layer embeddings, must come from an adapter. New bias entries
-have the values that ``resize_token_embeddings`` in transformers sets: zero in ``final_logits_bias`` and in the bias of
-a tied head, and the mean of the old entries in the bias of a separate head. Sources: ``_resize_final_logits_bias``,
+have the same values as after ``resize_token_embeddings`` in transformers: zero in ``final_logits_bias`` and in the bias
+of a tied head, and the mean of the old entries in the bias of a separate head. Sources: ``_resize_final_logits_bias``,
 ``_adjust_bias`` and ``_init_added_lm_head_bias_with_mean`` in transformers.
 """
 
@@ -28,11 +28,11 @@ Sources = Mapping[str, tuple[str, Change]]
 
 
 def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[TokenTable]:
-    """Return the tables with one entry per token that must grow to ``vocab`` entries.
+    """Return the additional embeddings and biases that must grow to ``vocab`` entries.
 
-    sources: {name of the output tensor: (name of the stored tensor, changes)}. Raises BadInput if an additional
-    embedding must grow and no adapter contains the new rows. Raises NotExpressible if the config cannot record the new
-    number of rows.
+    sources: maps the name of each output tensor to the pair (name of the base tensor to change, changes). Raises
+    BadInput if an additional embedding must grow and no adapter contains the new rows. Raises NotExpressible if the
+    config has no key for the number of rows.
     """
     if not any(
         rows_after(checkpoint, name, *sources[name], vocab) > checkpoint.tensors[name].spec.n_rows
@@ -57,11 +57,11 @@ def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[T
 
 
 def padded(checkpoint: Checkpoint, sources: Sources, vocab: int, tokenizer: Tokenizer | None) -> Sources:
-    """Return ``sources`` with rows of zeros in the additional embeddings, for new ids that belong to no token.
+    """Return ``sources`` with new rows of zeros in the additional embeddings, for new ids that belong to no token.
 
-    The vocabulary has such ids if the user rounded the size of the vocabulary up. PEFT's adapter file may lack the rows
-    of such ids in an additional embedding, and the model never reads these rows. Without a tokenizer, ``sources`` is
-    returned unchanged, because every id may belong to a token.
+    New ids belong to no token if the vocabulary size was rounded up, for example to a multiple of 64. The adapter file
+    may lack rows for these ids, and the model never reads such rows. Without a tokenizer, ``sources`` is returned
+    unchanged, because every id may belong to a token.
     """
     if tokenizer is None or vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
         return sources
@@ -80,7 +80,7 @@ def padded(checkpoint: Checkpoint, sources: Sources, vocab: int, tokenizer: Toke
 
 
 def _require_one_vocabulary(checkpoint: Checkpoint) -> None:
-    """Raise NotExpressible if the head has a vocabulary of its own, because a new token would need two ids."""
+    """Raise NotExpressible if embedding and head have separate vocabularies, because a new token would need two ids."""
     modules = checkpoint.modules
     if modules is None or modules.architecture.head is None:
         return
@@ -111,7 +111,7 @@ def _require_rows(checkpoint: Checkpoint, table: TokenTable, change: Change, sha
 
 
 def growth(table: TokenTable, source: FileTensor, dtype: str, vocab: int, *, tied: bool) -> list[Pass]:
-    """Return the passes that append the new entries to the bias ``source``.
+    """Return the merge steps that append the new entries to the bias ``source``.
 
     tied: whether the base ties embedding and head. For a separate head, the function reads the bias to compute the
     mean. Returns [] for an additional embedding, because its new rows come from an adapter.

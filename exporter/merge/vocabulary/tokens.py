@@ -1,6 +1,6 @@
 """Determines the number of rows of embedding and head after merging.
 
-Raises an error if the tokenizer, a token row or a matrix contradicts the number of rows.
+Raises an error if the tokenizer contains an id without a row, or if an added row has no values.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ def vocabulary(
 ) -> int:
     """Return the number of rows of the merged embedding.
 
-    sources: {name of the output embedding or head: (name of the stored tensor, changes)}. Raises TensorMismatch if the
-    id of a token row is neither a row number of the stored matrix nor a tokenizer id. Raises BadInput if no adapter
-    sets a row that has to be added, or if the embedding has no row for a token of the tokenizer. Raises NotExpressible
-    if transformers would discard the stored head when growing the vocabulary.
+    sources: maps the name of the output embedding and of the output head to the pair (name of the base tensor to
+    change, changes). Raises TensorMismatch if the id of a token row exceeds both the rows of the stored matrix and the
+    ids of the tokenizer. Raises BadInput if no adapter contains the values of an added row, or if the embedding has no
+    row for a token of the tokenizer. Raises NotExpressible if the vocabulary grows and transformers would discard the
+    stored head.
     """
     n_tokens = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
     n_rows = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
@@ -56,9 +57,9 @@ def vocabulary(
 def rows_after(checkpoint: Checkpoint, name: str, stored: str, change: Change, vocab: int) -> int:
     """Return the number of rows of the embedding or head ``name`` after merging.
 
-    In some models, the embedding has more rows than the head; the extra rows are for tokens that the model never
-    generates. If embedding and head have different numbers of rows, each matrix grows only up to the last token for
-    which an adapter contains a row.
+    In some models, the embedding has more rows than the head; the additional rows are for tokens that the model never
+    generates. If the base's embedding and head have different numbers of rows, each matrix grows only as far as the
+    adapters contain rows for that matrix.
     """
     own = _n_rows(checkpoint, stored, change)
     base, embedding = checkpoint.tensors.get(name), checkpoint.tensors[checkpoint.tie.embedding]
@@ -73,7 +74,7 @@ def _n_rows(checkpoint: Checkpoint, stored: str, change: Change) -> int:
 
 
 def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[str, tuple[str, Change]]) -> None:
-    """Raise an error if the config ties embedding and head but the stored head differs from the embedding.
+    """Raise NotExpressible if the vocabulary grows, the config ties embedding and head, and the stored head differs.
 
     When transformers resizes the vocabulary of a model whose config ties embedding and head, transformers discards the
     stored head and uses the embedding as head.

@@ -1,9 +1,9 @@
-"""Replaces a whole embedding in an adapter file by only the rows that were added by resizing the vocabulary.
+"""Reduces a whole resized embedding in an adapter file to the rows that resizing the vocabulary added.
 
 With ``save_embedding_layers="auto"``, PEFT's default, an adapter trained with a resized vocabulary stores the whole
 resized embedding in addition to the trained rows. The resized embedding contains the rows of the base model, followed
 by the rows that resizing added. If the first rows of the resized embedding equal the rows of the base model, only the
-added rows are needed for the merge. Added rows that were trained are stored a second time as token rows.
+added rows are needed. The adapter file also contains those added rows that were trained, in a separate tensor.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ _UNUSED: Final = "resized matrix of the base"
 
 
 def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter]:
-    """Return ``adapters``, in which each whole resized embedding or head is replaced by only its added token rows.
+    """Return copies of ``adapters`` in which only the added rows remain of each whole resized embedding or head.
 
-    Merging the returned adapters gives the same result as merging the whole matrices. Whole tensors that are not
-    resized copies of the base's embedding or head are kept. Raises NotExpressible if the first rows of a resized matrix
-    differ from the rows of the base model. Raises TensorMismatch if a resized matrix differs from the base matrix in
-    width, has fewer rows than the base matrix, or contains NaN or Inf. Raises BadInput if two adapters contain
-    different resized matrices.
+    Merging the returned adapters and merging the given adapters gives the same result. All other whole tensors in the
+    adapters are kept. Raises NotExpressible if the first rows of a resized matrix differ from the rows of the base
+    model. Raises TensorMismatch if a resized matrix differs from the base matrix in width, has fewer rows than the base
+    matrix, or contains NaN or Inf. Raises BadInput if two adapters contain different resized matrices.
     """
     taken = {use: _trained(checkpoint, adapters, use) for use in (EMBEDDING, HEAD)}
     first: dict[str, FullModule] = {}
@@ -62,7 +61,7 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
 def _use(checkpoint: Checkpoint, module: str) -> str | None:
     """Return ``EMBEDDING`` or ``HEAD`` if ``module`` is the embedding or the head, else None.
 
-    If embedding and head are tied, ``HEAD`` is not returned.
+    If embedding and head are tied, returns ``EMBEDDING`` for the head, too.
     """
     use = use_of(checkpoint, module)
     return EMBEDDING if use is not None and checkpoint.tie.tied else use
@@ -80,7 +79,7 @@ def _base(checkpoint: Checkpoint, use: str) -> FileTensor:
 
 
 def _trained(checkpoint: Checkpoint, adapters: Sequence[Adapter], use: str) -> set[int]:
-    """Return the ids of the tokens for which an adapter contains trained rows."""
+    """Return the ids of all tokens for which one of the adapters contains a trained row of the embedding or head."""
     edits = (edit for adapter in adapters for edit in adapter.rows if _use(checkpoint, edit.module) == use)
     return {token_id for edit in edits for token_id in edit.token_ids}
 
@@ -111,8 +110,8 @@ def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> To
 def _with_rows(checkpoint: Checkpoint, edits: Sequence[Edit], added: Mapping[str, TokenRows]) -> list[Edit]:
     """Return a copy of ``edits`` that also sets the rows that resizing the vocabulary added.
 
-    The added rows of the embedding or the head are joined to every existing edit that sets rows of that matrix; if
-    there is no such edit, the added rows form a new edit.
+    The added rows are joined to each existing edit that sets rows of the same matrix. If no edit sets rows of the
+    matrix, the added rows form a new edit.
     """
     joined: list[Edit] = []
     missing = dict(added)
