@@ -29,7 +29,7 @@ from typing import Any
 class TTExportError(Exception):
     """Base class of all errors of ttexport.
 
-    If an error of a class ends the process, the attribute ``exit_code`` of the class is the exit code of the process.
+    The class attribute ``exit_code`` is the exit code of the command ``ttexport`` after an error of the class.
     """
 
     exit_code = 1

@@ -1,10 +1,9 @@
 """Options as data.
 
-Define each option of ttexport once, as a dataclass field. The field determines the command-line flag, the release.toml
-key, the Python argument, the help text and the allowed values of the option. A group of options is a frozen dataclass
-whose fields are created by the function ``option``. The group validates itself. An error message names an option by its
-flag (``--imatrix``) if the option was given on the command line, and by its key (``gguf.imatrix``) if the option was
-given in release.toml.
+Define each option of ttexport once, as a dataclass field. The dataclass field of an option determines its command-line
+flag, release.toml key, help text and allowed values. A group of options is a frozen dataclass whose fields are created
+by the function ``option``. The group validates itself. An error message names an option by its flag (``--imatrix``) if
+the option was given on the command line, and by its key (``gguf.imatrix``) if the option was given in release.toml.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ in_place_option = click.option(
 def flags(groups: Iterable[type[Options]]) -> dict[str, list[tuple[type[Options], Option]]]:
     """Map each command-line flag to the dataclass fields that the flag sets.
 
-    One flag can set a field in the option dataclass of each of several formats.
+    Several formats may define the same flag, and the flag then sets a field in the options of each of these formats.
     """
     by_flag: dict[str, list[tuple[type[Options], Option]]] = {}
     for group in groups:

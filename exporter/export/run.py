@@ -121,7 +121,7 @@ def _reference(plan: ExportPlan) -> Reference:
 def written(path: Path) -> Path:
     """Return the path at which the artifact planned for ``path`` was written.
 
-    Only a split GGUF is written under other names than planned; for a split GGUF, return the path of the first part.
+    A split GGUF is written as several numbered files; the result is then the path of the first file.
     """
     if path.exists():
         return path

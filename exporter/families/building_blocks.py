@@ -94,7 +94,7 @@ def original_positions(config: Mapping[str, Any], table: Mapping[str, Any]) -> i
     """Return the context length before rope scaling, or None if the config gives no context length.
 
     The result is ``original_max_position_embeddings``, from the rope parameters in ``table`` or else from the config.
-    If both lack this key, the result is ``max_position_embeddings`` of the config.
+    If ``original_max_position_embeddings`` is missing, the result is the config's ``max_position_embeddings``.
     """
     key = "original_max_position_embeddings"
     value = table.get(key) or config.get(key) or config.get("max_position_embeddings")

@@ -1,6 +1,6 @@
 """Read typed values from config.json, and raise an error that names the config key if a value is missing or invalid.
 
-A missing value is replaced by a default only if the caller passes the default of the family's config class.
+If the config lacks a value, the default given by the caller is used; without a default, an error is raised.
 """
 
 from __future__ import annotations

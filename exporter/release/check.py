@@ -186,9 +186,9 @@ class _ReleaseFolder:
 def _renderer_difference(manifest: Manifest) -> str | None:
     """Return a text that names the first template package whose installed version did not render the cards, or None.
 
-    With another version of a template package such as Jinja2, the same manifest may be rendered to different bytes. The
-    cards are then not rendered again. An edited card is still detected, because the manifest contains the digest of
-    every card.
+    With another version of a template package such as Jinja2, the same manifest may be rendered to different bytes. If
+    the versions differ, the check of the release does not render the cards again. An edited card is still detected,
+    because the manifest contains the digest of every card.
     """
     for name, version in card.renderers().items():
         if (used := manifest.tools.get(name)) != version:

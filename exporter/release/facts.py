@@ -59,7 +59,7 @@ class Model:
 class Release:
     """The facts about a whole release.
 
-    tools: maps each package to its version, and includes the build of the program that quantises GGUF files. The facts
+    tools: maps each package to its version, and ``llama.cpp build`` to the digest of llama.cpp's libraries. The facts
     contain no clock time, host name or local path, so two runs of the same release have equal facts.
     """
 

@@ -107,8 +107,8 @@ class ReleasePlan:
     def key(self, job: Job) -> str:
         """Return the digest of the job's name, output path and recipe.
 
-        The digest is the key of the job: a finished job need not be repeated if its key is unchanged. The key does not
-        depend on how the artifact is verified.
+        The digest is the key of the job: a finished job need not be repeated if its key is unchanged. The key of a job
+        does not depend on the options for verification.
         """
         recipe = self.recipe(self.models[job.model].merge, job.options)
         return digest_of(json.dumps([job.name, self.place(job), recipe], sort_keys=True).encode())
@@ -116,8 +116,8 @@ class ReleasePlan:
     def verifications(self, jobs: Sequence[Job]) -> dict[str, str]:
         """Map each model with a job in ``jobs`` to the digest of the settings with which its artifacts are verified.
 
-        Empty at level ``off``. The verification of a model need not be repeated if this digest and the keys of the
-        model's jobs are unchanged.
+        Empty at level ``off``. A verification need not be repeated if the digest of the model's settings and the keys
+        of its jobs are unchanged.
         """
         options = self.spec.verify
         if options.level == "off":

@@ -130,8 +130,8 @@ def _send(folder: Path, preview: Pushed, *, private: bool, endpoint: str | None,
 def _earlier_files(api: HfApi, preview: Pushed) -> set[str]:
     """Return the paths of the files in the repository that belong to the earlier release.
 
-    These files are the signature and the files that the manifest in the repository lists. The result is empty if the
-    repository has no manifest or if the manifest cannot be read.
+    The files of a release are the signature and the files that the manifest of the release lists. The result is empty
+    if the repository has no manifest or if the manifest cannot be read.
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 

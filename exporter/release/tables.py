@@ -48,11 +48,11 @@ class HubTable(_Table, frozen=True):
 
 
 def unknown_keys(table: Mapping[str, Any], known: Sequence[str] | type[msgspec.Struct], where: str) -> Iterator[str]:
-    """Return one line for each key of ``table`` that is not in ``known``.
+    """Yield an error message for each key of ``table`` that is not in ``known``.
 
-    The line also names the most similar known key.
+    Each message names the unknown key and the most similar known key.
 
-    where: prefix of the keys in the lines, such as ``models.one.``.
+    where: text before the keys in the messages, such as ``models.one.``.
     """
     if isinstance(known, type):
         known = [field.encode_name for field in msgspec.structs.fields(known)]

@@ -54,12 +54,12 @@ def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **
     BASE may have any model architecture and any quantisation type, and may have been written by any tool. In a folder
     of ONNX models, every model is patched, and the tokenizer files and configs are updated.
 
-    The row of a new token is written to an unused row of the vocabulary. If no unused rows are left, rows are appended.
-    A patched file has the same bytes as a file made by merging, converting and quantising. By default, a patched copy
-    of BASE is written; with --in-place, BASE itself is modified.
+    The row of a new token is written to an unused row of the vocabulary. When no unused rows are left, the vocabulary
+    grows. A patched file has the same bytes as a file made by merging, converting and quantising. By default, a patched
+    copy of BASE is written; with --in-place, BASE itself is modified.
 
-    BASE must have been made from the checkpoint that the adapters were trained on. The option --base names this
-    checkpoint (default: the folder named in the adapters). If ttexport made BASE, the digest of the checkpoint is
+    BASE must have been made from the checkpoint that the adapters were trained on. The option --base names
+    that checkpoint (default: the folder named in the adapters). If ttexport made BASE, the digest of the checkpoint is
     compared with the digest in BASE; otherwise, rows of the checkpoint are compared with rows of BASE.
 
     \b

@@ -84,10 +84,7 @@ def plan(
 
 
 def _refuse_options_of_merge() -> None:
-    """Raise UsageError for options that the subcommand ``patch`` does not have.
-
-    A plan that silently ignored such an option would be wrong.
-    """
+    """Raise UsageError for options that the subcommand ``patch`` does not have."""
     context = click.get_current_context()
     known = {parameter.name for parameter in patch.params} | {"base", "sources"}
     for parameter in plan.params:
@@ -133,7 +130,7 @@ def _patch(
         for token_id, text in document["new_tokens"].items():
             click.echo(f"new token {token_id}: {text!r}")
         click.echo(
-            f"vocabulary size: {document['vocab']}, check that BASE fits the adapters: {document['proof']}, "
+            f"vocabulary size: {document['vocab']}, check of the origin of BASE: {document['proof']}, "
             f"in place: {document['in_place']}"
         )
 

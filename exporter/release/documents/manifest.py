@@ -134,7 +134,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole manifest of a release.
 
-    tools: maps each package to its version, and includes the build of the program that quantises GGUF files.
+    tools: maps each package to its version, and "llama.cpp build" to the digest of llama.cpp's libraries.
     """
 
     schema: Literal[2]

@@ -114,7 +114,7 @@ class ReleaseRun:
     def _write_report(self, model: str, reports: Sequence[Report], reference: Reference, paths: Sequence[Path]) -> None:
         """Write the report of a passed or failed verification to the folder given by the option ``verify.report``.
 
-        If the release has two or more models, the report of each model is written to a subfolder of that folder.
+        If the release has two or more models, the report of each model is written to a subfolder named after the model.
         """
         folder = self.plan.spec.verify.report
         if folder is None:

@@ -50,8 +50,8 @@ def tools(digests: FileDigests) -> dict[str, str]:
 def source_digest() -> str:
     """Return the sha256 of this package's source code.
 
-    The digest is needed in addition to the version, because in a development checkout the code can change while the
-    version number stays the same.
+    A digest is needed in addition to the version number of ttexport, because in a development checkout the code can
+    change while the version number stays the same.
     """
     root = Path(exporter.__file__).parent
     code = {path.relative_to(root).as_posix(): path.read_text() for path in files_below(root) if path.suffix == ".py"}
