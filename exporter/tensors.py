@@ -1,8 +1,8 @@
 """Defines lazy tensors: the name, dtype and shape are known immediately, and the bytes are read on demand.
 
-Merge planning uses only ``TensorSpec`` and therefore reads no tensor bytes. Writers read blocks of rows through
-``LazyTensor``. All arrays are numpy arrays, not torch tensors. The package ml_dtypes adds the dtypes that numpy lacks,
-such as bfloat16.
+The planning of a merge uses only the name, dtype and shape (``TensorSpec``) and therefore reads no tensor bytes.
+Writers read blocks of rows through ``LazyTensor``. All arrays are numpy arrays, not torch tensors. Dtypes that numpy
+lacks, such as bfloat16, come from the package ml_dtypes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _HASHED_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, dtype (in safetensors' notation) and shape of a tensor, without the tensor's bytes."""
+    """Name, dtype and shape of a tensor, without the tensor's bytes. dtype: a safetensors dtype name, such as BF16."""
 
     name: str
     dtype: str
@@ -98,7 +98,7 @@ class LazyTensor(Protocol):
         """Return the name, the dtype and the shape of the tensor that ``rows`` reads."""
 
     def rows(self, start: int, stop: int) -> Array:
-        """Read the rows [start, stop) along the first axis, with the dtype and the row shape given in ``spec``."""
+        """Read the rows [start, stop) along the first axis of the tensor."""
 
     def segments(self) -> Iterator[ByteRange | Array]:
         """Yield the bytes of the tensor from first to last.
@@ -152,10 +152,10 @@ def same_bits(first: LazyTensor, second: LazyTensor) -> bool:
 
 
 def first_difference(first: LazyTensor, second: LazyTensor, n_rows: int) -> int | None:
-    """Index of the first row that differs between two tensors, or None if the first ``n_rows`` rows are all equal.
+    """Index of the first row in which two tensors differ, or None if the first ``n_rows`` rows are all equal.
 
-    If the dtypes differ, the rows are cast to the wider dtype and then compared bit by bit. The rows of both tensors
-    must have equal shapes. Peak memory: one block of each tensor.
+    If the dtypes differ, the rows are cast to the wider dtype and then compared bit by bit. The two tensors must have
+    rows of equal shape. Peak memory: one block of each tensor.
     """
     for start, left, right in _block_pairs(first, second, n_rows):
         dtype = np.promote_types(left.dtype, right.dtype)
@@ -183,7 +183,8 @@ def cast(value: Array, dtype: str) -> Array:
     Returns ``value`` itself if ``value`` already has the dtype ``dtype``.
 
     Casts between float32 and bfloat16 shift the bits, because bfloat16 is the upper half of an IEEE binary32 number.
-    Shifting the bits is several times faster than the cast of ml_dtypes. A NaN stays a NaN and keeps its sign.
+    Shifting the bits is several times faster than the cast of ml_dtypes. A NaN in ``value`` stays a NaN and keeps its
+    sign.
     """
     target = DTYPES[dtype]
     if value.dtype == target:

@@ -10,11 +10,11 @@ from exporter.errors import UsageError
 
 
 def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = (), hint: str = "") -> None:
-    """Raise UsageError, even with --force, if writing ``out`` would replace an input or a folder that contains one.
+    """Raise UsageError if writing ``out`` would replace an input or a folder that contains an input.
 
-    inputs: input files and folders. whole: input folders that must not contain ``out``. hint: text that is appended to
-    the error message in parentheses. A path with a symlink loop is accepted, because the code that later opens the path
-    reports the loop.
+    The option --force does not prevent the error. inputs: input files and folders. whole: input folders that must not
+    contain ``out``. hint: text that is appended to the error message in parentheses. A path with a symlink loop raises
+    no error here, because the code that later opens the path reports the loop.
     """
     outs, folders = _names(out), set(whole)
     above = {parent for name in outs for parent in name.parents}
@@ -32,6 +32,6 @@ def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = 
 def _names(path: Path) -> set[Path]:
     """Return three versions of ``path``: absolute, with symlinks in the parent folder resolved, and fully resolved.
 
-    The function uses ``realpath``, because ``Path.resolve`` raises an error on a symlink loop.
+    The paths are resolved with ``os.path.realpath``, because ``Path.resolve`` raises an error for a symlink loop.
     """
     return {Path(abspath(path)), Path(realpath(path.parent)) / path.name, Path(realpath(path))}

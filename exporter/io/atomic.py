@@ -1,6 +1,6 @@
 """Replaces small files atomically.
 
-If several processes write the same file, the file has the content from the process that finishes last.
+If several processes write the same file at the same time, the file contains what the last process wrote.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from exporter.io.files import write_synced
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` and create the folder of ``path`` if necessary.
 
-    Other processes never see a partly written file. Raises OutputError.
+    Other processes never see a partly written file. Raises OutputError if the write fails.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with writing(path):

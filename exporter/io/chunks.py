@@ -34,10 +34,10 @@ _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass
 class Chunk:
-    """A chunk of the output file.
+    """A block of consecutive bytes of the output file, with the bytes in ``buffer``.
 
-    ranges: pairs (offset in ``buffer``, input range to read into ``buffer`` at the offset). All bytes of ``buffer``
-    that are not covered by ``ranges`` already have their final values.
+    ranges: pairs (offset in ``buffer``, byte range of an input file to read into ``buffer`` at that offset). All other
+    bytes of ``buffer`` already have their final values.
     """
 
     offset_bytes: int
@@ -52,17 +52,17 @@ class Chunk:
 
 
 class InputFiles:
-    """The open input files from which chunks are filled. Every input file is opened once."""
+    """The open input files from which chunks are read. Each input file is opened only once."""
 
     def __init__(self) -> None:
-        """Prepare an empty set of input files, without opening a file."""
+        """Create an empty collection of input files; no file is opened yet."""
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
 
     def fd(self, path: Path) -> int:
         """Return the file descriptor of ``path``.
 
-        The input file is opened when ``path`` is used for the first time. Raises UnreadableFile.
+        The file is opened on the first call with ``path``. Raises UnreadableFile if the file cannot be opened.
         """
         with self._lock:
             if path not in self._fds:
@@ -93,11 +93,11 @@ class InputFiles:
 class ChunkWriter:
     """Writes chunks to the file descriptor ``fd`` in several threads.
 
-    The method ``chunk`` waits while too many chunks are pending.
+    The method ``chunk`` blocks while too many submitted chunks are not yet written.
     """
 
     def __init__(self, path: Path, fd: int, sources: InputFiles) -> None:
-        """Prepare the writer, without creating threads and buffers, which are created when needed."""
+        """Create the writer for the open file ``fd``; threads and buffers are created later, when needed."""
         self._path, self._fd, self._sources = path, fd, sources
         self._pool: ThreadPoolExecutor | None = None
         self._direct: int | None = None
@@ -105,17 +105,17 @@ class ChunkWriter:
         self._pending: deque[Future[mmap.mmap]] = deque()
 
     def chunk(self, offset_bytes: int) -> Chunk:
-        """Return an empty chunk.
+        """Return an empty chunk for the file offset ``offset_bytes``.
 
-        If too many chunks are pending, the method waits until the oldest one is written, and raises its error if
-        writing failed.
+        If too many chunks are pending, the method waits until the oldest chunk is written, and raises an error if that
+        chunk could not be written.
         """
         if len(self._pending) > _WORKERS:
             return Chunk(offset_bytes, self._pending.popleft().result())
         return Chunk(offset_bytes, mmap.mmap(-1, CHUNK_BYTES))
 
     def submit(self, chunk: Chunk) -> None:
-        """Submit ``chunk`` to a worker thread, which fills the buffer of ``chunk`` and writes the buffer to the file.
+        """Submit ``chunk`` to a worker thread, which reads the input ranges and writes the chunk to the output file.
 
         The chunk must begin and end at multiples of the disk's block size.
         """
@@ -125,9 +125,9 @@ class ChunkWriter:
         self._pending.append(self._pool.submit(self.write, chunk, direct=True))
 
     def write(self, chunk: Chunk, *, direct: bool = False) -> mmap.mmap:
-        """Fill and write ``chunk``, and return the buffer of ``chunk`` for reuse by a later chunk.
+        """Read the input ranges of ``chunk``, write ``chunk`` to the output file, and return the buffer for reuse.
 
-        Raises UnreadableFile, OutputError.
+        Raises UnreadableFile if an input cannot be read, and OutputError if the write fails.
         """
         if self._direct is None and self._copied_by_kernel(chunk):
             return chunk.buffer
@@ -153,10 +153,10 @@ class ChunkWriter:
         return os.pwrite(self._fd, view, offset)
 
     def _copied_by_kernel(self, chunk: Chunk) -> bool:
-        """Copy the chunk from the input file to the output file within the kernel.
+        """Copy the chunk from the input file to the output file with the system call copy_file_range.
 
-        Returns False if the kernel cannot copy between the two files. A copy within the kernel is used only if direct
-        I/O is not possible.
+        Returns False if the chunk is not a single input range, or if the kernel cannot copy between the two files. The
+        system call is used only if the output file system does not support direct I/O.
         """
         if not self._kernel_copy or len(chunk.ranges) != 1 or chunk.ranges[0][1].nbytes != chunk.nbytes:
             return False
@@ -182,15 +182,15 @@ class ChunkWriter:
     def finish(self) -> None:
         """Wait until all pending chunks are written.
 
-        If a chunk could not be written, the error of the first such chunk is raised.
+        If chunks could not be written, the error of the first failed chunk is raised.
         """
         while self._pending:
             self._pending.popleft().result()
 
     def close(self) -> None:
-        """Cancel pending chunks.
+        """Cancel all pending chunks and stop the worker threads.
 
-        All worker threads are stopped, so that no thread uses the output file after the method ``close`` returns.
+        No thread uses the output file after the method ``close`` returns.
         """
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

@@ -1,9 +1,9 @@
-"""Computes SHA-256 digests of files, and caches each digest by the inode, size and times of the file.
+"""Computes SHA-256 digests of files, and caches the digests. The cache key is a file's inode, size and times.
 
-Because digests are cached, only the first release that uses a large base model has to hash the base model. If a file
-was rewritten in place, the cache detects the change by the file's modification times. The digest of a file that was
-modified within the last few seconds is not cached, because a second modification so soon might not change the times of
-the file.
+Because of the cache, a large base model is hashed only for the first release that uses the base model. If a file is
+rewritten in place, the times of the file change, and the cached digest is no longer used. The digest of a file that was
+modified within the last few seconds is not cached, because a file system may store the same time for two modifications
+within two seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SETTLED_SECONDS: Final = 3
 
 @dataclass
 class FileDigests:
-    """A cache of file digests; the key is the inode, the size and the times of a file.
+    """A cache of file digests. The cache key is the inode, the size and the times of a file.
 
     folder: the folder in which the digests are stored for later runs, or None to cache the digests only in memory.
     """
@@ -36,7 +36,10 @@ class FileDigests:
     known: dict[str, str] = field(default_factory=dict)
 
     def of(self, path: Path) -> str:
-        """Return the SHA-256 digest of the file at ``path`` as a hexadecimal string. Raises UnreadableFile."""
+        """Return the SHA-256 digest of the file ``path`` as a hexadecimal string.
+
+        Raises UnreadableFile if reading fails.
+        """
         with opened(path) as (file, _):
             status = os.fstat(file.fileno())
             key = _key(status)
@@ -53,13 +56,13 @@ class FileDigests:
         return digest
 
     def of_all(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """Map every path in ``paths`` to the digest of the file at the path. Several files are read in parallel."""
+        """Return a dict that maps each path to the digest of the file. Several files are read in parallel."""
         listed = list(paths)
         with ThreadPoolExecutor(min(4, len(listed) or 1)) as pool:
             return dict(zip(listed, pool.map(self.of, listed), strict=True))
 
     def below(self, folder: Path) -> dict[str, str]:
-        """Map the relative path of every file below ``folder`` to the digest of the file, sorted by path."""
+        """Return a dict, sorted by path, from the relative path of each file below ``folder`` to the file's digest."""
         return {
             path.relative_to(folder).as_posix(): digest for path, digest in self.of_all(files_below(folder)).items()
         }
@@ -88,7 +91,7 @@ def digest_of(value: bytes) -> str:
 
 
 def sizes_match(folder: Path, files: Mapping[str, int]) -> bool:
-    """Whether ``folder`` contains exactly the files in ``files``, with the same sizes.
+    """Whether ``folder`` contains exactly the files that ``files`` lists, with the sizes that ``files`` lists.
 
     files: maps each relative path to the size in bytes.
     """

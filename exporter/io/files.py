@@ -28,8 +28,8 @@ _FILE_TYPES: Final = {
 def opened(path: Path) -> Iterator[tuple[FileIO, int]]:
     """Open ``path`` and yield (file, size in bytes).
 
-    Symlinks are followed, because the Hugging Face cache consists of symlinks. Raises UnreadableFile if ``path`` is not
-    a regular file, or if the body of the ``with`` block raises OSError.
+    Symlinks are followed, because model files in the Hugging Face cache are symlinks. Raises UnreadableFile if ``path``
+    is not a regular file, or if the body of the ``with`` block raises OSError.
     """
     with reading(path), FileIO(path, opener=_open_without_waiting) as file:
         status = os.fstat(file.fileno())
@@ -61,10 +61,9 @@ def read_exactly(file: FileIO, nbytes: int) -> bytes:
 
 
 def read_at(fd: int, view: memoryview, offset_bytes: int) -> int:
-    """Fill ``view`` with the bytes of a file from the file offset ``offset_bytes`` on.
+    """Read bytes from the open file ``fd`` into ``view``, beginning at the file offset ``offset_bytes``.
 
-    Returns the number of bytes read. The number of bytes read is smaller than the size of ``view`` only if the end of
-    the file is reached.
+    Returns the number of bytes read, which is smaller than the size of ``view`` only at the end of the file.
     """
     done = 0
     while done < len(view) and (nbytes := os.preadv(fd, [view[done:]], offset_bytes + done)):
@@ -75,7 +74,7 @@ def read_at(fd: int, view: memoryview, offset_bytes: int) -> int:
 def write_synced(path: Path, content: bytes) -> None:
     """Write ``content`` to a new file and flush the file to disk (fsync).
 
-    The permissions of the file follow the umask. Raises OSError.
+    The file gets the default permissions (umask). Raises OSError if the write fails or the file exists.
     """
     with path.open("xb") as file:
         file.write(content)

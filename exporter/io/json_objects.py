@@ -25,7 +25,7 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_object(path: Path, *, max_nbytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Read the file ``path``, parse the JSON object in the file, and return the object as a dict.
+    """Read the JSON object in the file ``path``, and return the object as a dict.
 
     Raises UnreadableFile if the file does not contain a JSON object or is larger than ``max_nbytes``.
     """
@@ -35,8 +35,8 @@ def read_object(path: Path, *, max_nbytes: int = MAX_CONFIG_BYTES) -> dict[str, 
 def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
     """Parse the JSON object in ``text``.
 
-    Raises UnreadableFile if ``text`` is not a JSON object, has duplicate keys, or would need too much memory. what: the
-    name of ``text`` in error messages.
+    Raises UnreadableFile if ``text`` is not a JSON object, has duplicate keys, would need too much memory, or is nested
+    too deeply. path: the file that contains ``text``, for error messages. what: the name of ``text`` in error messages.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -67,10 +67,10 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
 
 
 def _memory_bytes(text: bytes) -> int:
-    """Return an upper bound on the memory for parsing ``text``, which includes the size of ``text`` and of the result.
+    """Return an upper bound on the memory in bytes that is needed to parse ``text``.
 
-    The bound counts one byte per character of a string, or up to four bytes per character if the string contains a
-    character beyond Latin-1.
+    The upper bound includes ``text`` and the parsed object. A character of a parsed string counts as one byte if
+    ``text`` is ASCII without Unicode escapes, else as four bytes.
     """
     width = 1 if text.isascii() and b"\\u" not in text else 4
     return len(text) * (1 + 2 * width) + _VALUE_BYTES * sum(map(text.count, (b",", b":", b"[", b"{")))

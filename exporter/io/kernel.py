@@ -1,4 +1,4 @@
-"""Calls Linux file operations that Python lacks: reserving disk space, and sharing byte ranges between files."""
+"""Calls Linux file operations: reserving disk space, sharing byte ranges between files, and direct I/O."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ _UNSUPPORTED: Final = (
 def reserve(fd: int, offset_bytes: int, nbytes: int) -> None:
     """Reserve disk space for a file, so that a full disk is detected before the file is written.
 
-    Does nothing if the file system cannot reserve space. Raises OSError if the disk does not have enough free space.
-    Unlike posix_fallocate, ``reserve`` never writes to every block of the file as a fallback.
+    Does nothing if the file system cannot reserve space. Raises OSError if the disk does not have enough free space. If
+    the file system cannot reserve space, posix_fallocate would write to every block of the file; this function does
+    not.
     """
     call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if call is None or nbytes <= 0:
@@ -44,7 +45,7 @@ def reserve(fd: int, offset_bytes: int, nbytes: int) -> None:
 
 
 def clone(fd: int, offset_bytes: int, source_fd: int, source_offset_bytes: int, nbytes: int) -> bool:
-    """Let the file ``fd`` share a byte range of another file without copying the bytes.
+    """Make a byte range of the file ``fd`` share disk blocks with the file ``source_fd``, without copying bytes.
 
     Returns False if the file system cannot share byte ranges between files. The two offsets and ``nbytes`` must be
     multiples of ``ALIGNMENT``.

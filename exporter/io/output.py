@@ -1,6 +1,6 @@
-"""Writes an artifact file sequentially from bytes and from tensors, which are given as file ranges or row blocks.
+"""Writes an artifact file sequentially. The data are bytes, arrays, or byte ranges of other files.
 
-The writer keeps count of the bytes written to the file.
+The attribute ``nbytes`` counts the bytes written so far.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _CLONE_FROM_BYTES: Final = 1 << 20
 class OutputFile:
     """A new file that is written sequentially, flushed to disk (fsync) on success, and removed on failure.
 
-    Byte ranges of other files are shared with the new file if the file system supports sharing, and are copied
-    otherwise. Adjacent ranges are combined. The permissions of the new file follow the umask. Peak memory: the size of
-    a few chunks of the file. Raises OutputError if the path exists already or a write fails. Raises UnreadableFile if a
-    byte range to copy extends past the end of its file.
+    If the file system can share disk blocks between files, byte ranges of other files are shared with the new file
+    instead of copied. Adjacent ranges are combined. The new file gets the default permissions (umask). Peak memory: a
+    few chunks of 1 MB. Raises OutputError if the path exists already or a write fails. Raises UnreadableFile if a byte
+    range to copy extends past the end of its file.
     """
 
     def __init__(self, path: Path, progress: Progress = silent, *, nbytes: int | None = None) -> None:
-        """nbytes: the final size of the file, for which disk space is reserved, or None if the size is unknown.
+        """nbytes: the final size of the file, used to reserve disk space, or None if the size is unknown.
 
         The file is opened at the start of the ``with`` block.
         """
@@ -69,9 +69,9 @@ class OutputFile:
                 self.path.unlink(missing_ok=True)
 
     def write(self, data: bytes | memoryview | Array) -> None:
-        """Append ``data``. The elements of an array are written in C order.
+        """Append ``data`` to the file. The elements of an array are written in C order (row by row).
 
-        The buffer ``data`` is copied, so the caller may modify ``data`` immediately.
+        The method copies ``data``, so the caller may modify ``data`` after the method returns.
         """
         self._flush_range()
         view = memoryview(data).cast("B") if isinstance(data, bytes | memoryview) else as_bytes(data)
@@ -84,7 +84,7 @@ class OutputFile:
             view = view[len(head) :]
 
     def begin_with(self, data: bytes) -> None:
-        """Overwrite the first bytes of the file with ``data`` after the rest of the file is written.
+        """At the end of the ``with`` block, overwrite the first bytes of the file with ``data``.
 
         Some values at the start of the file, such as a digest, are known only after the rest of the file is written.
         """
@@ -95,9 +95,9 @@ class OutputFile:
         self.write(b"\0" * (-self.nbytes % alignment))
 
     def write_segments(self, segments: Iterable[ByteRange | Array], nbytes: int) -> None:
-        """Append a tensor.
+        """Append the bytes of a tensor, given as byte ranges of files and as arrays.
 
-        Raises AssertionError if the size of the tensor differs from ``nbytes``, the size in the planned layout.
+        Raises AssertionError if the number of appended bytes differs from ``nbytes``, the planned size of the tensor.
         """
         before = self.nbytes
         for segment in segments:

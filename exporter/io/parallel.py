@@ -1,4 +1,4 @@
-"""Computes blocks of rows in parallel, and returns the blocks in the order of the rows for any number of threads."""
+"""Computes blocks of tensor rows in several threads, and yields the blocks in the order of the rows."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _DEFAULT_MEMORY_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits for the number of threads and for the bytes of tensor data that are in memory at the same time."""
+    """Limits for the number of worker threads and for the memory that the workers' tensor data may need."""
 
     memory_bytes: int = _DEFAULT_MEMORY_BYTES
     workers: int = min(4, os.cpu_count() or 1)
 
     @property
     def ahead(self) -> int:
-        """Maximum number of blocks (at least 1) that are computed or waiting to be written at the same time."""
+        """Maximum number of blocks, at least 1, that are being computed or are waiting to be written."""
         return max(1, min(2 * self.workers, self.memory_bytes // (_COPIES * TOUCHED_BYTES)))
 
     @property
@@ -41,7 +41,7 @@ class Budget:
 def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Array]:
     """Run ``jobs`` with at most ``budget.ahead`` pending jobs, and yield the results in the order of the jobs.
 
-    If jobs raise exceptions, the exception of the first such job is raised.
+    If several jobs raise exceptions, the exception of the first failed job is raised.
     """
     waiting: deque[Future[Array]] = deque()
     with ThreadPoolExecutor(min(budget.workers, budget.ahead)) as pool, _one_blas_thread():
@@ -59,10 +59,10 @@ def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Ar
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """Limit the BLAS library to one thread.
+    """Limit the BLAS library to one thread during the ``with`` block.
 
-    BLAS threads would compete with ttexport's worker threads, and would not speed up the memory-bound products of
-    low-rank factors.
+    Additional BLAS threads would compete with ttexport's worker threads. The products of low-rank factors would not be
+    faster, because the products are memory-bound.
     """
     from threadpoolctl import threadpool_limits
 

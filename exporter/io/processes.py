@@ -12,7 +12,7 @@ OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 def failure(module: str, *arguments: str, environment: Mapping[str, str]) -> str | None:
-    """Run ``module`` in a new process and wait until the process ends.
+    """Run ``module`` in a new process, wait until the process ends, and return the reason for a failure.
 
     Returns None on success. On failure, returns the last line of the process's stderr, or the exit code if stderr is
     empty.

@@ -1,8 +1,8 @@
 """Builds an output in a staging folder, and renames the complete, verified output to its final path in one step.
 
-The staging folder ``.NAME.partial`` lies beside the final path. While a process writes to the staging folder, an
-advisory lock prevents a second process from using the folder. If the process is killed, the lock is released, and the
-next run either deletes the folder or resumes from the folder.
+The staging folder is named ``.NAME.partial`` and is in the same folder as the final path. While a process writes to the
+staging folder, an advisory lock prevents a second process from using the folder. If the process is killed, the lock is
+released, and the next run either deletes the folder or resumes from the folder.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _PROMOTING: Final = "promoting"
 def staged(final: Path, *, force: bool) -> Iterator[Path]:
     """Yield a draft path at which the ``with`` block creates a file or a folder.
 
-    If the ``with`` block succeeds, the draft is renamed to ``final``. Instead of the draft itself, the ``with`` block
-    may write the parts of a split GGUF in the folder of the draft path. The parts of a split GGUF are moved to the
-    folder of ``final``. The first part is moved last, because readers open the first part to find the other parts. If
-    the ``with`` block raises an exception, the staging folder is removed and ``final`` stays unchanged. Raises
-    OutputError if ``final`` exists and ``force`` is not set, or if another run is writing ``final``.
+    If the ``with`` block succeeds, the draft is renamed to ``final``. For a split GGUF, the ``with`` block may instead
+    write all parts to the folder of the draft path. The parts are then moved to the folder of ``final``. The first part
+    is moved last, because readers open the first part to find the other parts. If the ``with`` block raises an
+    exception, the staging folder is removed and ``final`` stays unchanged. Raises OutputError if ``final`` exists and
+    ``force`` is not set, or if another run is writing ``final``.
     """
     _require_name(final)
     _refuse_existing(final, force=force)
@@ -172,7 +172,7 @@ def _is_promoted(folder: Path, final: Path) -> bool:
 
 
 def require_space(out: Path, nbytes: int) -> None:
-    """Check, before a long write, that the folder of ``out`` is writable and that ``nbytes`` bytes are free.
+    """Raise OutputError if the folder of ``out`` is not writable or if fewer than ``nbytes`` bytes are free.
 
     Raises OutputError.
     """
@@ -287,7 +287,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush the file ``path``, written by another process, to disk (fsync)."""
+    """Flush the file ``path`` to disk (fsync); another process may have written the file."""
     _sync(path, 0)
 
 

@@ -1,5 +1,5 @@
-"""Runs stock PEFT on single modules of a base, for adapters that only PEFT can merge.
+"""Runs an unmodified PEFT on single modules of a base, for adapters that only PEFT can merge.
 
-Merge and verification share the base's weights and the injection of the adapter. The merge then calls PEFT's merge, and
-the verification calls PEFT's forward pass without a merge.
+Both the merge and the verification load a module's weight from the base and inject the adapter with PEFT. The merge
+then calls PEFT's merge method; the verification calls PEFT's forward pass with the unmerged adapter.
 """

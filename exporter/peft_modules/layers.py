@@ -1,4 +1,4 @@
-"""Inject an adapter with stock PEFT into a model that consists of the adapter's modules, one module at a time."""
+"""Injects an adapter, with an unmodified PEFT, into a small model that contains only the modules to change."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _CHOICES: Final = (
 
 
 def unmerged_layers(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[tuple[ByPeft, Layout, Any]]:
-    """Yield (change, layout of the module, PEFT's layer around the module), with the real weight and unmerged factors.
+    """Yield (change, layout of the module, PEFT's layer with the base's weight and the unmerged adapter).
 
-    Peak memory: one module and its factors. If modules share tensors of the adapter, the adapter is in memory as a
-    whole, because PEFT computes the shared tensors from the shapes of all modules. Raises ValueError if the tensors of
-    the adapter do not fit the modules.
+    Peak memory: the size of one module and of the module's adapter tensors. If several modules share tensors of the
+    adapter, the whole adapter is in memory, because PEFT needs the shapes of all modules to create the shared tensors.
+    Raises ValueError if the tensors of the adapter do not fit the modules.
     """
     changes = [edit for edit in adapter.edits if isinstance(edit, ByPeft)]
     if changes[0].type.shared:
@@ -74,14 +74,17 @@ def _places(checkpoint: Checkpoint, adapter: Adapter, change: ByPeft) -> Any:
 
 
 def _hollow(shape: Sequence[int]) -> torch.Tensor:
-    """Return zeros of ``shape`` that take the memory of one number."""
+    """Return a tensor of zeros with the shape ``shape``; all elements share the memory of a single number."""
     return torch.zeros(1).expand(tuple(shape))
 
 
 def _module(
     checkpoint: Checkpoint, adapter: Adapter, change: ByPeft, *, weight: torch.Tensor | None
 ) -> tuple[Layout, torch.nn.Module]:
-    """Return (layout, module of the layout). weight: the weight, or None for a weight without memory."""
+    """Create the module that ``change`` changes.
+
+    Returns (layout of the weight, module). weight: the weight, or None to use zeros that need no memory.
+    """
     places = _places(checkpoint, adapter, change)
     shape = places.weight_shape
     weight = torch.nn.Parameter(_hollow(shape) if weight is None else weight, requires_grad=False)
@@ -106,7 +109,7 @@ def _module(
 def _inject(
     adapter: Adapter, modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, FileTensor], prefix: str
 ) -> torch.nn.Module:
-    """Return a model that consists of ``modules``, each wrapped by PEFT and with the adapter's ``tensors``."""
+    """Return a model that consists of ``modules``, into which PEFT has injected the adapter's ``tensors``."""
     skeleton = torch.nn.Module()
     for path, module in modules.items():
         _place(skeleton, path, module)
@@ -125,9 +128,10 @@ def _inject(
 
 
 def _require_complete(result: Any, prefix: str, names: set[str]) -> None:
-    """Raise ValueError if PEFT did not use a tensor, or lacks a tensor of the adapter.
+    """Raise ValueError if PEFT did not use an adapter tensor, or needs an adapter tensor that the file lacks.
 
-    names: last segments of the keys in the file. PEFT lists a shared tensor once for each module, but saves it once.
+    names: last segments of the tensor names in the adapter file. A shared tensor does not count as missing: PEFT
+    reports a shared tensor for each module, but saves a shared tensor only once.
     """
     missing = []
     for key in result.missing_keys:

@@ -1,4 +1,4 @@
-"""Convert the changes that only PEFT can compute to whole tensors that replace tensors of the base."""
+"""Converts the changes that only PEFT can compute to whole tensors that replace tensors of the base."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from exporter.sources.peft.types.changes import ByPeft
 
 @dataclass(frozen=True, slots=True)
 class Replacement(FullModule):
-    """A weight computed by PEFT. change: the change of the module. bias: the computed bias, or None if it is kept."""
+    """A weight that PEFT computes from ``change``. bias: the computed bias, or None if the bias does not change."""
 
     change: ByPeft
     bias: FullModule | None = None
@@ -29,8 +29,9 @@ class Replacement(FullModule):
 def replacements(checkpoint: Checkpoint, adapter: Adapter, *, process: str, dtype: str) -> Sequence[Edit]:
     """Return the edits of ``adapter``, with a ``Replacement`` for each change that only PEFT can compute.
 
-    process: the module that computes the tensors. dtype: the dtype of the computed tensors. No tensor is read until a
-    value is needed. Raises TensorMismatch and NotExpressible if the base does not fit a change.
+    process: the Python module that computes the tensors in a new process. dtype: the dtype of the computed tensors. The
+    process starts when a computed tensor is first read. Raises TensorMismatch or NotExpressible if a change does not
+    fit the base.
     """
     results = Results(checkpoint.path, adapter.path, process)
     changes = [edit for edit in adapter.edits if isinstance(edit, ByPeft)]

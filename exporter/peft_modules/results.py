@@ -1,4 +1,4 @@
-"""The weights that a process with PEFT computes for the modules of an adapter, as tensors that are read on demand."""
+"""Reads weights that PEFT computes in a separate process. The process starts when a weight is first read."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _LOCK: Final = threading.Lock()
 
 @dataclass
 class Results:
-    """The computed parameters of all modules that an adapter changes by PEFT.
+    """The parameters that PEFT computes for all modules that an adapter changes.
 
-    process: the module whose ``main`` computes the parameters. nbytes: size of all results in bytes. The process starts
-    on first use. The results are in a temporary folder, which is removed with the last reference to ``Results``.
+    process: the Python module that computes the parameters in a new process. nbytes: size of all computed parameters in
+    bytes. The process starts when the first parameter is read. The computed parameters are stored in a temporary
+    folder, which is removed when the ``Results`` object is garbage-collected.
     """
 
     checkpoint: Path
@@ -40,7 +41,7 @@ class Results:
     _files: list[dict[str, FileTensor]] = field(default_factory=list)
 
     def tensor(self, number: int, parameter: str) -> FileTensor:
-        """Return ``parameter`` of the module of change ``number`` of the adapter.
+        """Return the computed parameter ``parameter`` of the module that the adapter's change ``number`` changes.
 
         Raises BadInput if PEFT cannot apply the adapter, OutputError if the temporary folder has too little space, and
         MissingDependency if PEFT is not installed.
@@ -67,7 +68,7 @@ class Results:
 
 @dataclass(frozen=True)
 class ResultTensor(FileTensor):
-    """A parameter of ``results`` that is computed on first use."""
+    """A parameter that PEFT computes in a separate process when the parameter is first read."""
 
     results: Results
     number: int
@@ -77,7 +78,10 @@ class ResultTensor(FileTensor):
     def of(
         cls, results: Results, number: int, parameter: str, change: ByPeft, dtype: str, shape: tuple[int, ...]
     ) -> ResultTensor:
-        """Return ``parameter`` of change ``number``, with the name and the file of the change's first tensor."""
+        """Create the parameter ``parameter`` of change ``number``.
+
+        Error messages name the first adapter tensor of the change.
+        """
         spec = TensorSpec(change.key, dtype, shape)
         results.nbytes += spec.nbytes
         return cls(spec, ByteRange(change.path, 0, spec.nbytes), results=results, number=number, parameter=parameter)
@@ -87,7 +91,7 @@ class ResultTensor(FileTensor):
         return self._tensor.rows(start, stop)
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Yield the computed parameter as one range of a temporary file."""
+        """Yield the computed parameter as a single byte range of a temporary file."""
         return self._tensor.segments()
 
     @property
@@ -100,9 +104,10 @@ def _file(folder: Path, number: int) -> Path:
 
 
 def serve(compute: Callable[[Path, Path], Iterator[dict[str, Any]]]) -> None:
-    """Write what ``compute`` yields for each module: the main function of a process that computes results.
+    """Run ``compute`` as the main function of a process, and save the tensors of each module to a file.
 
-    compute: a function of (checkpoint, adapter) that yields the parameters of each module as torch tensors by name.
+    compute: a function with the arguments (checkpoint path, adapter path) that yields, for each module, a dict from
+    parameter names to torch tensors.
     """
     import warnings
 
@@ -115,7 +120,7 @@ def serve(compute: Callable[[Path, Path], Iterator[dict[str, Any]]]) -> None:
 
 
 def open_inputs(checkpoint: Path, adapter: Path) -> Any:
-    """Return the opened checkpoint and adapter."""
+    """Open the checkpoint and the adapter, and return both objects."""
     from exporter.sources.hf.checkpoint import Checkpoint
 
     return Checkpoint.open(checkpoint), Adapter.open(adapter, via_peft=True)

@@ -1,4 +1,4 @@
-"""Read the weight and the bias of one module of the loaded model from a checkpoint, in float32."""
+"""Reads the weight and the bias of a module from a checkpoint as float32, as transformers would load the module."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ Layout = Literal["linear", "conv1d", "embedding", "vector"]
 
 @dataclass(frozen=True)
 class ModulePlaces:
-    """Where the base stores a module that an adapter changes.
+    """The places in the checkpoint at which the base stores a module that an adapter changes.
 
-    layout: how the module applies its weight. weight, bias: places of the parameters, or None for a missing bias.
-    weight_shape: shape of the weight, which differs from the stored shape if the adapter saved a resized matrix.
+    layout: how the module uses the weight, for example as a lookup table. weight: stored tensors that contain the
+    weight. bias: stored tensors that contain the bias, or None if the module has no bias. weight_shape: shape of the
+    weight; if the adapter contains a resized matrix, the shape of the resized matrix.
     """
 
     layout: Layout
@@ -34,12 +35,12 @@ class ModulePlaces:
 
 
 def module_places(checkpoint: Checkpoint, change: ByPeft, *, in_out: bool) -> ModulePlaces:
-    """Return where the base stores the module of ``change``.
+    """Find the stored tensors that contain the weight and the bias of the module that ``change`` changes.
 
-    in_out: whether linear layers of a class that no facts describe store their weights as (in, out).
+    in_out: whether a linear layer stores the weight as (in, out), for a model class that ttexport does not know.
 
-    Raises TensorMismatch if the base does not store the module as floats, and NotExpressible for a weight that is
-    neither a vector nor a matrix.
+    Raises TensorMismatch if the base lacks the module or stores no floating-point weight, and NotExpressible for a
+    weight that is neither a vector nor a matrix.
     """
     try:
         weight = place_of(checkpoint, change.module, "weight")
@@ -78,7 +79,7 @@ def _layout(checkpoint: Checkpoint, change: ByPeft, weight: Place, *, in_out: bo
 
 
 def values(checkpoint: Checkpoint, place: Place) -> Array:
-    """Return the parameter at ``place`` as float32. Peak memory: the parameter and one stored tensor."""
+    """Read the parameter that is stored at ``place``, as float32. Peak memory: the parameter plus one stored tensor."""
     if place.name is not None:
         return _float32(checkpoint.tensors[place.name])
     out = np.empty(place.shape, np.float32)
