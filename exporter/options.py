@@ -163,7 +163,7 @@ class Options:
         }
 
     def files(self) -> dict[str, Path]:
-        """Map the release.toml key of each option whose value is a path to the path."""
+        """Return the paths among the values of the options, as a dict with the release.toml keys of the options."""
         paths = [(name, entry) for name, entry in self.options().items() if entry.type is ValueType.PATH]
         return {entry.key: path for name, entry in paths if (path := getattr(self, name)) is not None}
 

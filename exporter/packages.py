@@ -47,7 +47,10 @@ class Requirement:
 
 
 def _extra(name: str, **titles: str) -> tuple[Requirement, ...]:
-    """Return one requirement for each package of the extra ``name``. titles: maps import names to display names."""
+    """Return a requirement for each package in ``titles``, which all belong to the extra ``ttexport[name]``.
+
+    titles: maps import names to display names.
+    """
     return tuple(Requirement((module,), title, f"ttexport[{name}]") for module, title in titles.items())
 
 

@@ -99,7 +99,7 @@ def output_options(command: _Command) -> _Command:
 
 
 def values_of(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dict that maps option fields to values, for the flags given on the command line.
+    """Map the fields of the option dataclass ``group`` to the values given on the command line.
 
     given: the parameters parsed by click.
     """

@@ -65,7 +65,7 @@ def plan_located_merge(
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Map the names of all files of the checkpoint that a merge reads to the paths of the files."""
+    """Map file names to paths, for all files of the checkpoint that a merge reads."""
     paths = {tensor.place.path for tensor in checkpoint.tensors.values()} | set(checkpoint.auxiliary_files.values())
     paths.add(checkpoint.path / "config.json")
     if (index := checkpoint.path / _INDEX).is_file():
@@ -74,7 +74,7 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 def adapter_files(adapter: Adapter) -> dict[str, Path]:
-    """Map the names of all files of the adapter that a merge reads to the paths of the files."""
+    """Map file names to paths, for all files of the adapter that a merge reads."""
     paths = {adapter.path / CONFIG, adapter.weights, *adapter.auxiliary_files.values()}
     return {path.relative_to(adapter.path).as_posix(): path for path in sorted(paths)}
 

@@ -64,7 +64,7 @@ class ModelPlan:
 class ReleasePlan:
     """The plan of a whole release.
 
-    base: plan of a merge without adapters, which makes the artifacts of the base that are patched.
+    base: plan for writing the base without adapters; the artifacts written from this plan are patched with token rows.
     """
 
     spec: ReleaseSpec
@@ -105,7 +105,7 @@ class ReleasePlan:
         }
 
     def key(self, job: Job) -> str:
-        """Return the digest of the job's name, output path and recipe.
+        """Return the digest of the job's name, its output path and all values that determine the bytes of its artifact.
 
         The digest is the key of the job: a finished job need not be repeated if its key is unchanged. The key of a job
         does not depend on the options for verification.

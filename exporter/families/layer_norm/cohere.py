@@ -49,9 +49,9 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _command_r(spec: DecoderSpec) -> str | None:
-    """Return a reason for refusal if llama.cpp's rule for query and key norms contradicts the model, otherwise None.
+    """Return the reason why llama.cpp would load the model wrongly, or None if llama.cpp loads the model correctly.
 
-    llama.cpp recognises Command R+ by its 64 layers, and reads query and key norms for Command R+ only.
+    llama.cpp expects query and key norms in a model with 64 or more layers (Command R+), and in no other model.
     """
     if (spec.attention.qk_norm is not None) != (spec.layers >= 64):
         wanted = "true" if spec.layers >= 64 else "false"

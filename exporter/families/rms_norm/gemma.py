@@ -117,7 +117,7 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
-    """Return (config with the rope parameters of the full-attention layers, theta of the sliding-window layers)."""
+    """Return (config with the rope parameters of the full-attention layers only, theta of the sliding-window layers)."""
     table = config.get("rope_parameters") or {}
     if not isinstance(table, Mapping) or not all(
         isinstance(table.get(layer_type, {}), Mapping) for layer_type in ("full_attention", "sliding_attention")
@@ -179,10 +179,10 @@ _GEMMA_KEYS: Final = PLAIN_KEYS - {"rope.freq_base"}
 
 
 def _fixed_sizes(large: int | None, period: int | None) -> Check:
-    """Return a function that checks the sizes that llama.cpp hard-codes for Gemma.
+    """Return a function that compares a decoder with the values that llama.cpp hard-codes for Gemma.
 
-    large: the number of layers by which llama.cpp recognises the 27B model, which has a different attention scale in
-    llama.cpp. period: llama.cpp uses full attention in every ``period``-th layer.
+    large: number of layers of the 27B model, for which llama.cpp uses a different attention scale. period: llama.cpp
+    uses full attention in every ``period``-th layer, and a sliding window in the other layers.
     """
 
     def check(spec: DecoderSpec) -> str | None:

@@ -51,9 +51,10 @@ def assemble_release(
 
 @dataclass(frozen=True)
 class CollectedPieces:
-    """One piece for each job, in the order of the jobs.
+    """The pieces of a release: one folder for each job, in the order of the jobs.
 
-    pieces: maps each folder to the content of its ``piece.json``. sizes: maps each folder to its size in bytes.
+    pieces: maps each folder to the content of its ``piece.json``. sizes: maps each folder to the size of its artifact
+    in bytes.
     """
 
     spec: ReleaseSpec

@@ -20,7 +20,7 @@ from exporter.io.digests import FileDigests, files_below
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
-    """A finished job.
+    """A journal line for a finished job.
 
     key: digest of the job's inputs and options. files: maps the relative path of each file to its sha256. seconds: time
     for making the artifact, without hashing and verification. method: how the artifact was made, for example ``merged``
@@ -35,10 +35,10 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
-    """The verified artifacts of one model.
+    """A journal line for one model whose artifacts have been verified.
 
-    keys: maps each job to the key of the job. reports: maps each job to its report, as in report.json. verification:
-    digest of the verification settings.
+    keys: maps each job to the digest of its inputs and options. reports: maps each job to its report, as in
+    report.json. verification: digest of the verification settings.
     """
 
     model: str
