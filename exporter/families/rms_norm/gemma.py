@@ -117,7 +117,7 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
-    """Return (config with the rope parameters of the full-attention layers only, theta of the sliding-window layers)."""
+    """Return (config with the rope parameters of the full-attention layers, theta of the sliding-window layers)."""
     table = config.get("rope_parameters") or {}
     if not isinstance(table, Mapping) or not all(
         isinstance(table.get(layer_type, {}), Mapping) for layer_type in ("full_attention", "sliding_attention")
