@@ -41,7 +41,7 @@ def test_a_merge_that_writes_the_base_again_is_wrong(tmp_path: Path, monkeypatch
     trial.run_trial("gpt2", tmp_path, ["hf"], tmp_path / "out.jsonl")
     rows = trial.rows_of(tmp_path / "out.jsonl")
     assert [row["result"] for row in rows] == ["WRONG", "does not load"]
-    assert rows[0]["reason"].startswith("outputs: max |difference|")
+    assert rows[0]["reason"].startswith("outputs: largest difference")
     assert "index out of range" in rows[1]["reason"]  # the new tokens have no rows
 
 
