@@ -129,7 +129,7 @@ class Architecture:
         ]
 
     def tied_with(self, parameter: str) -> list[tuple[str, str]]:
-        """Return patterns (tied parameter, source parameter) of all pairs that the same flag as ``parameter`` ties."""
+        """Return patterns (tied parameter, source parameter) of all pairs with the same flag as ``parameter``."""
         renamed, name = self._rename_embedding, pattern_of(parameter)
         pairs = [
             (tie.config, renamed(target), renamed(source))

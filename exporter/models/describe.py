@@ -1,4 +1,4 @@
-"""Write the facts about one model type of the installed transformers to a file. Run as a helper process.
+"""Write the facts about one model type of the installed transformers to a file. The module is run as a helper process.
 
     python -m exporter.models.describe MODEL_TYPE FILE
 

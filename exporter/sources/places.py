@@ -71,7 +71,7 @@ def use_of(checkpoint: Checkpoint, module: str) -> Use | None:
 
 
 def has_embedding_pair(checkpoint: Checkpoint) -> bool:
-    """Whether encoder and decoder each have an embedding module of their own, whose weights are tied."""
+    """Whether encoder and decoder have separate embedding modules whose weights are tied."""
     modules = checkpoint.modules
     if modules is None or modules.architecture.embedding is None:
         return checkpoint.is_encoder_decoder
@@ -84,7 +84,8 @@ def is_never_run(checkpoint: Checkpoint, module: str) -> bool:
     """Whether ``module`` is an embedding module that only stores a matrix for encoder and decoder and is never run.
 
     The encoders and decoders of T5, BART and their relatives run embedding modules of their own, whose weights are tied
-    to the weight of ``shared``. Therefore, a copy or an update of ``shared`` that PEFT trained has no effect.
+    to the weight of ``shared``. Therefore, training a copy or an update of ``shared`` with PEFT has no effect on the
+    model.
     """
     modules = checkpoint.modules
     if modules is None or not has_embedding_pair(checkpoint):

@@ -225,8 +225,8 @@ def test_an_unreachable_hub_does_not_matter_if_the_cache_is_complete(site: Site)
     done = site.run("plan", "user/adapter", "--base", "org/base", "-q")
     assert done.returncode == 4
     assert (
-        "org/base@main: model-00002-of-00003.safetensors is missing in the local cache, and the download from http"
-        in done.stderr
+        "org/base@main: the local cache is incomplete: "
+        "model-00002-of-00003.safetensors is missing, and the download from http" in done.stderr
     )
 
 

@@ -121,7 +121,7 @@ class Scanner:
             key = self._name(_MAX_KEY_BYTES)
             self.what = f"key {key}"
             if key in metadata:
-                raise self._bad("expected a unique name, found the name twice")
+                raise self._bad("expected a unique metadata key, found the key twice")
             metadata[key] = self._value()
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
@@ -132,7 +132,7 @@ class Scanner:
             name = self._name(_MAX_NAME_BYTES)
             self.what = name
             if name in entries:
-                raise self._bad("expected a unique name, found the name twice")
+                raise self._bad("expected a unique tensor name, found the name twice")
             entries[name] = self._tensor_entry()
         start = -(-self.at // alignment) * alignment
         tensors = self._place(entries, start, alignment)
@@ -192,7 +192,7 @@ class Scanner:
         self.text_nbytes += nbytes
         if self.text_nbytes > _MAX_TEXT_BYTES:
             raise self._bad(
-                f"expected at most {_MAX_TEXT_BYTES} bytes of text in the header, found more: {self.text_nbytes}"
+                f"expected at most {_MAX_TEXT_BYTES} bytes of text in the header, found at least {self.text_nbytes}"
             )
         start = self._take(nbytes)
         return self.view[start : self.at]

@@ -37,9 +37,9 @@ class GgufModel:
     def open(cls, path: Path) -> GgufModel:
         """Open ``path``, and all other parts if ``path`` is the first part of a split GGUF.
 
-        Of each file, only the header is read. Raises UnreadableFile if a part is missing, if a part's number in the
-        metadata differs from the number in its file name, if a tensor occurs in two parts, or if an in-place patch of
-        the model was interrupted.
+        The method reads only the header of each file. Raises UnreadableFile if a part is missing, if a part's number in
+        the metadata differs from the number in its file name, if a tensor occurs in two parts, or if an in-place patch
+        of the model was interrupted.
         """
         refuse_interrupted(path)
         first = GgufFile.open(path)

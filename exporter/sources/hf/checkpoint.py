@@ -126,8 +126,8 @@ class Checkpoint:
     def embedding_digest(self) -> str:
         """Return the SHA-256 digest of the stored bytes of the input embedding.
 
-        The digest identifies the base model. The embedding is used because hashing one tensor is faster than hashing
-        the whole checkpoint.
+        The digest of the embedding identifies the base model, because hashing one tensor is faster than hashing the
+        whole checkpoint.
         """
         return self.digest(self.tie.embedding)
 

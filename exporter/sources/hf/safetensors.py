@@ -74,9 +74,9 @@ def read_into(path: Path, offset_bytes: int, out: Array) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, FileTensor]:
-    """Map the name of every tensor in the file ``path`` to the tensor, in the order of the data in the file.
+    """Read the header of ``path``, and map the name of every tensor to its ``FileTensor`` in the order of the data.
 
-    Only the header is read. Raises UnreadableFile, naming the tensor, in the following cases: a header that is
+    Tensor data is not read. Raises UnreadableFile, naming the tensor, in the following cases: a header that is
     truncated, oversized or not a JSON object; an unknown dtype; a shape that contradicts the offsets; gaps or overlaps
     between tensors; a data section that does not end with the last tensor.
     """

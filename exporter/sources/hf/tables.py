@@ -1,7 +1,7 @@
 """Find the tables of a checkpoint that have one entry per token, besides the input embedding and the output head.
 
 Examples are the bias of a head and the per-layer embeddings of Gemma. When tokens are added to the vocabulary, every
-table with one entry per token has to be enlarged. Otherwise the model fails on the added tokens.
+table with one entry per token has to be enlarged, because the model would fail on the added tokens otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TokenTable:
 
 
 def token_tables(checkpoint: Checkpoint) -> list[TokenTable]:
-    """Return all tables that transformers resizes with the embedding, without embedding, head and their copies.
+    """Return all tables that transformers resizes with the embedding, except the head and copies of embedding or head.
 
     The result includes Gemma's per-layer embeddings. The result excludes tables whose number of entries differs from
     the number of rows of the embedding, such as the tables of a second vocabulary.

@@ -92,7 +92,7 @@ def find_tie(path: Path, config: Mapping[str, Any], tensors: Tensors, modules: M
 
 
 def parameters_to_untie(config: Mapping[str, Any], modules: ModuleMap | None) -> dict[str, str]:
-    """Map every further parameter that has to be stored when the head is untied to the stored tensor with its values.
+    """Map each parameter, other than the head, that untying the head requires to store, to the tensor with its values.
 
     The config flag that ties the head may also tie further parameters, such as the bias of the head or the embeddings
     of encoder and decoder. If the flag is false, transformers loads each parameter from a tensor of its own.
@@ -168,7 +168,7 @@ class Vocabulary:
 
     @property
     def flag(self) -> bool | None:
-        """Whether class and config tie the head, or None if the config does not set ``tie_word_embeddings``."""
+        """Whether model class and config tie the head, or None if the config lacks ``tie_word_embeddings``."""
         if self.head is None or self.head == self.embedding:
             return True
         if self.head not in self.linked:

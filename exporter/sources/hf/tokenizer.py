@@ -33,9 +33,9 @@ _ABSENT: Final = msgspec.Raw(b"null")
 
 
 class _Piece(msgspec.Struct, array_like=True, gc=False):
-    """A pair [piece, score] of a unigram vocabulary.
+    """The schema of a pair [piece, score] in a unigram vocabulary.
 
-    The schema decodes no field of the pair, because the pieces are only counted.
+    Neither piece nor score is decoded, because the pairs are only counted.
     """
 
 
@@ -168,7 +168,10 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
 
 
 def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
-    """Decode the JSON fields ``names``. Instead of a schema, the limits of ``parse_object`` bound the memory."""
+    """Decode the JSON fields ``names``.
+
+    The fields are decoded without a schema, because the limits of ``parse_object`` bound the memory.
+    """
     present = {name: raw for name in names if (raw := getattr(struct, name)) != _ABSENT}
     return {name: parse_object(path, b'{"": ' + bytes(raw) + b"}", what=name)[""] for name, raw in present.items()}
 

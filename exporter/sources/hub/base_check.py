@@ -73,9 +73,9 @@ def check_base(
 
 
 def contradictions(base: Located, checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Iterator[Contradiction]:
-    """Yield the recorded facts about the base that contradict ``base``.
+    """Yield the facts recorded in the adapters that do not hold for ``base``.
 
-    Only for an adapter with a training record, the digest of one tensor of the base is computed.
+    If an adapter has a training record, one tensor of the base is read completely to compute its digest.
     """
     for adapter in adapters:
         yield from _by_record(checkpoint, adapter)

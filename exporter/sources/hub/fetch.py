@@ -64,7 +64,9 @@ def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool)
             raise OutputError(
                 exc.filename or _cache(), f"the cache of huggingface_hub is not accessible: {exc.strerror}"
             ) from exc
-        state = f"{gap} in the local cache" if gap else "found neither as a local folder nor in the local cache"
+        state = (
+            f"the local cache is incomplete: {gap}" if gap else "found neither as a local folder nor in the local cache"
+        )
         raise BadInput(f"{repo}@{revision}: {state}, and {_reason(repo, revision, exc)}") from exc
     if gap := _gap(repo, folder, content):
         raise BadInput(f"{repo}@{revision}: {gap}{_found_instead(repo, folder)}")
@@ -104,7 +106,7 @@ def _download(repo: str, revision: str, content: RepoContent | None, *, bars: An
 
 
 def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
-    """Return a message about the first required file that is missing or incomplete, or None if no file is."""
+    """Return a message about the first missing or incomplete required file, or None if the folder is complete."""
     sizes = _listing(repo, folder)
     for name in _needed(folder, sizes, content or _content_of(folder)):
         file, size = folder / name, (sizes or {}).get(name)
@@ -207,10 +209,10 @@ def _cache() -> Path:
 def _bars(line: str, *, quiet: bool) -> Any:
     """Return the progress bar class to pass to huggingface_hub, or None for the default class of huggingface_hub.
 
-    If standard error is a terminal and ``quiet`` is not set, None is returned. Otherwise, the returned class shows no
-    progress bar. ``line`` is printed if standard error is not a terminal and ``quiet`` is not set. The function of
-    huggingface_hub that disables all progress bars is not used, because an environment variable can override the
-    function.
+    If standard error is a terminal and ``quiet`` is not set, None is returned. If standard error is not a terminal, or
+    if ``quiet`` is set, the returned class shows no progress bar. ``line`` is printed if standard error is not a
+    terminal and ``quiet`` is not set. The function of huggingface_hub that disables all progress bars is not used,
+    because an environment variable can override the function.
     """
     from huggingface_hub.utils.tqdm import tqdm
 

@@ -85,7 +85,7 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
         if before is None:
             raise
         raise BadInput(
-            f"{exc}; {name} seems to be a quantised checkpoint; use --base to give the original, {before}"
+            f"{exc}; {name} seems to be a quantised checkpoint; use --base to give the unquantised checkpoint {before}"
         ) from exc
 
 
@@ -130,11 +130,11 @@ def locate(
 
 
 def origins_after(recorded: Mapping[str, str], base: Located | None, adapters: Sequence[Located]) -> dict[str, str]:
-    """Return the provenance to record after a patch has merged more adapters into an artifact.
+    """Return the provenance (hub ids and commits) to record after a patch has merged more adapters into an artifact.
 
-    recorded: the artifact's provenance before the patch, all of whose entries are kept. The numbers of the new adapters
-    continue the numbers of the recorded adapters, in the order of ``adapters``. An adapter whose repository and commit
-    are recorded already is not recorded again.
+    recorded: the artifact's provenance before the patch. All entries of ``recorded`` are kept. The new adapters are
+    numbered in the order of ``adapters``, and the first number follows the highest number in ``recorded``. An adapter
+    whose repository and commit are recorded already is not recorded again.
     """
     known = [match["number"] for key in recorded if (match := _RECORDED.fullmatch(key))]
     present = {(recorded.get(f"adapter.{number}.repo"), recorded.get(f"adapter.{number}.revision")) for number in known}

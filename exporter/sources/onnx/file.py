@@ -113,11 +113,11 @@ class OnnxFile:
         return out
 
     def token_rows(self, name: str, start: int, stop: int) -> Array:
-        """Return the rows of the embedding or head for the tokens [start, stop), as an array (n, H).
+        """Return the rows of the embedding or head for the tokens [start, stop), as an array (stop - start, hidden).
 
-        The returned array has the shape (n, H) even if the matrix is stored as (H, V). Peak memory: the returned rows
-        and, for a matrix with shape (H, V), the accessed pages of the file. Raises the errors that ``OnnxFile.rows``
-        raises.
+        The returned array has this shape even if the matrix is stored as (hidden, tokens). Peak memory: the returned
+        rows and, for a matrix with the shape (hidden, tokens), the accessed pages of the file. Raises the same errors
+        as ``OnnxFile.rows``.
         """
         tensor = self.initialisers[name]
         if not self.token_axis[name]:
@@ -166,9 +166,9 @@ class OnnxFile:
         return np.concatenate(stored, axis=1)
 
     def token_places(self, name: str, token_id: int) -> list[ByteRange]:
-        """Return the file byte ranges in which the ``token_bytes`` of one token are stored.
+        """Return the byte ranges of files that store the token ``token_id``, one range for each stored tensor.
 
-        Raises NotExpressible if the row of the token is not a contiguous byte range of a file.
+        Raises NotExpressible if a row of the token is not a contiguous byte range of a file.
         """
         places = []
         for tensor in self.stored_tensors(name):

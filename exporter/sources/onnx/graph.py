@@ -73,9 +73,10 @@ class ScaledForm:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyMatrix:
-    """An initialiser that stores the embedding or the head, and the token axis of the initialiser.
+    """An initialiser that stores the embedding or the head.
 
-    The formats ``blocks`` and ``scaled`` are set only if the initialiser contains quantised codes.
+    token_axis: the axis of the initialiser along which the tokens are numbered. The formats ``blocks`` and ``scaled``
+    are set only if the initialiser contains quantised codes.
     """
 
     name: str
@@ -177,10 +178,9 @@ class _Walk:
                 waiting += reversed(node.input)
 
     def _factor(self, node: NodeProto) -> VocabularyMatrix | None:
-        """Return the stored factor of a matrix product, that is, the weight, or None if no factor is stored.
+        """Return the stored factor of a matrix product, preferably the second factor, or None if no factor is stored.
 
-        The second factor is preferred. A second factor has the shape (hidden, tokens), and a first factor has the shape
-        (tokens, hidden).
+        The second factor has the shape (hidden, tokens), and the first factor has the shape (tokens, hidden).
         """
         if len(node.input) < 2:
             return None

@@ -62,14 +62,16 @@ class TensorRange:
 
 
 def tensor_ranges(path: Path, tensors: Iterable[TensorProto]) -> dict[str, TensorRange]:
-    """Map the name of every initialiser to its location.
+    """Map the name of every initialiser to its ``TensorRange``.
 
-    Raises UnreadableFile in the cases that ``OnnxFile.open`` lists.
+    Raises UnreadableFile if an initialiser is invalid or its data is missing.
     """
     ranges: dict[str, TensorRange] = {}
     for tensor in tensors:
         if text(path, tensor.name) in ranges:
-            raise UnreadableFile(path, f"initialiser {tensor.name}: expected a unique name, found the name twice")
+            raise UnreadableFile(
+                path, f"initialiser {tensor.name}: expected a unique initialiser name, found the name twice"
+            )
         ranges[tensor.name] = _range(path, tensor)
     return ranges
 

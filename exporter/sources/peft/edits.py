@@ -1,7 +1,8 @@
-"""Defines the edits that an adapter can contain: token rows, low-rank updates, whole tensors, or changes made by PEFT.
+"""Defines the four types of edits.
 
-An edit refers to its module by the module name that PEFT uses, without PEFT's prefix. The merge maps each module name
-to a stored tensor of the base model.
+An edit is the change that an adapter makes to one module of the base model: new token rows, a low-rank update, a whole
+tensor, or a change that PEFT computes. An edit contains the name of its module in PEFT, without PEFT's prefix
+``base_model.model.``. The merge maps each module name to a stored tensor of the base model.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 class TokenRows:
     """New values that replace some rows of the weight of ``module``.
 
-    token_ids: the distinct ids of the k replaced rows, in ascending order. rows: the new rows with shape (k, hidden),
-    one row per token id, in the dtype of the adapter file. untrained: ids of rows that were created by resizing the
+    token_ids: the distinct ids of the replaced rows, in ascending order. rows: the new rows, with shape (number of
+    token ids, hidden), in the dtype of the adapter file. untrained: ids of rows that were created by resizing the
     vocabulary and were not changed by training. Some untrained rows are padding that belongs to no token.
     """
 

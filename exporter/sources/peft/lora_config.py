@@ -37,11 +37,11 @@ PEFT_MERGE: Final = "merge the adapter with PEFT's merge_and_unload() and export
 class LoraSettings:
     """Validated settings of a LoRA adapter.
 
-    ranks, alphas: PEFT's rank_pattern and alpha_pattern. The keys of both are regular expressions for the last segments
-    of a module's path, and the values are the ranks and alphas of the matching modules. target_modules: the names of
-    the modules to which LoRA is applied, or a regular expression that matches them. parameters: PEFT's
-    target_parameters, the names of single parameters to which LoRA is applied. A name may begin with segments of the
-    module's path.
+    ranks, alphas: PEFT's rank_pattern and alpha_pattern. The keys of rank_pattern and alpha_pattern are regular
+    expressions for the last segments of a module's path, and the values are the ranks and alphas of the matching
+    modules. target_modules: the names of the modules to which LoRA is applied, or a regular expression that matches
+    them. parameters: PEFT's target_parameters, the names of single parameters to which LoRA is applied. A name in
+    target_parameters may begin with segments of the module's path.
     """
 
     path: Path
@@ -81,15 +81,15 @@ class LoraSettings:
     def rank_of(self, name: str) -> int:
         """Return the rank that the adapter's config specifies for a low-rank update.
 
-        For a stack of experts, the rank of the update of each expert is returned. name: path of the updated module or,
-        for a parameter in target_parameters, path of the parameter. Source: ``LoraModel._create_and_replace`` in PEFT,
-        which matches rank_pattern against this path.
+        For a stack of experts, the rank of the update of a single expert is returned. name: path of the updated module
+        or, for a parameter in target_parameters, path of the parameter. Source: ``LoraModel._create_and_replace`` in
+        PEFT, which matches rank_pattern against the path of the parameter.
         """
         pattern = first_pattern(self.path, self.ranks, name)
         return self.rank if pattern is None else self.ranks[pattern]
 
     def scaling_of(self, name: str) -> float:
-        """Return the scaling of an update: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
+        """Return the scaling of an update: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA.
 
         name: path of the updated module or parameter, as for ``rank_of``. For a stack of experts, alpha is divided by
         the rank of a single expert's update. Source: ``ParamWrapper.update_layer`` in PEFT.
@@ -99,7 +99,7 @@ class LoraSettings:
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def parameters_of(self, module: str, count: int) -> list[str]:
-        """Return the names of the parameters of ``module`` that the adapter targets by name.
+        """Return the names of the parameters of ``module`` that the config lists in target_parameters.
 
         count: number of updates of the module in the adapter file. An entry of target_parameters matches the last
         segments of a parameter's path. An entry without a module name, such as ``down_proj``, matches every module that

@@ -28,9 +28,9 @@ def notes(path: Path, edits: Sequence[Edit], normal: NormalKeys) -> list[str]:
 
 
 def changes_nothing(edits: Sequence[Edit]) -> bool:
-    """Whether the adapter is untrained: every edit is a low-rank update without bias, one of whose factors is zero.
+    """Whether every edit of the adapter is a low-rank update that leaves the base unchanged, because a factor is zero.
 
-    A DoRA update may change the base even if one of its factors is all zeros, because of the magnitude vector.
+    A DoRA update counts as a change, because the magnitude vector may change the base even if a factor is zero.
     """
     return all(
         isinstance(edit, LowRank)

@@ -72,7 +72,9 @@ def test_a_revision_that_is_not_cached_is_not_replaced_by_another(cache: Path) -
 def test_a_file_that_the_cache_lacks_is_named(absent: str, listed: bool, cache: Path) -> None:
     present = {name: content for name, content in CHECKPOINT.items() if name != absent}
     fill_cache(cache, "org/model", present, commit=COMMIT, tree=sizes(CHECKPOINT) if listed else None)
-    with pytest.raises(BadInput, match=rf"^--base: org/model@main: {absent} is missing in the local cache, and HF_HUB"):
+    with pytest.raises(
+        BadInput, match=rf"^--base: org/model@main: the local cache is incomplete: {absent} is missing, and HF_HUB"
+    ):
         find()
 
 
@@ -81,7 +83,7 @@ def test_a_shard_that_the_cache_lacks_is_named(listed: bool, cache: Path) -> Non
     whole = {**SHARDED, SHARDS[0]: b"one", SHARDS[1]: b"two"}
     present = {**SHARDED, SHARDS[0]: b"one"}
     fill_cache(cache, "org/model", present, commit=COMMIT, tree=sizes(whole) if listed else None)
-    with pytest.raises(BadInput, match=rf"org/model@main: {SHARDS[1]} is missing"):
+    with pytest.raises(BadInput, match=rf"org/model@main: the local cache is incomplete: {SHARDS[1]} is missing"):
         find()
     snapshot = fill_cache(cache, "org/other", whole, commit=COMMIT, tree=sizes(whole) if listed else None)
     assert find("org/other") == snapshot
@@ -122,7 +124,9 @@ def test_an_adapter_needs_its_own_weights_only(cache: Path) -> None:
 
 def test_a_checkpoint_is_not_an_adapter(cache: Path) -> None:
     fill_cache(cache, "org/model", CHECKPOINT, commit=COMMIT, tree=sizes(CHECKPOINT))
-    with pytest.raises(BadInput, match=r"^ADAPTER: org/model@main: adapter_config\.json is missing"):
+    with pytest.raises(
+        BadInput, match=r"^ADAPTER: org/model@main: the local cache is incomplete: adapter_config\.json is missing"
+    ):
         locate("org/model", asked_by="ADAPTER", content="adapter")
 
 

@@ -39,7 +39,7 @@ def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_base_with_the_name_of_a_quantised_one_names_the_checkpoint_before(tmp_path: Path) -> None:
     with pytest.raises(
-        BadInput, match=r"a quantised checkpoint; use --base to give the original, unsloth/Llama-3\.2-1B"
+        BadInput, match=r"a quantised checkpoint; use --base to give the unquantised checkpoint unsloth/Llama-3\.2-1B"
     ):
         find_base(None, [adapter(tmp_path / "a", "unsloth/Llama-3.2-1B-bnb-4bit")])
 

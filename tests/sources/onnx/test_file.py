@@ -183,7 +183,7 @@ def test_inline_tensor_that_contradicts_itself_is_refused(tmp_path: Path, proto:
 
 def test_duplicate_initialiser_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "model.onnx", [PRODUCT], [tensor("w", TABLE), tensor("w", HEAD)])
-    with pytest.raises(UnreadableFile, match="w: expected a unique name, found the name twice"):
+    with pytest.raises(UnreadableFile, match="w: expected a unique initialiser name, found the name twice"):
         OnnxFile.open(path)
 
 

@@ -20,9 +20,9 @@ _BASE_LAYER: Final = "base_layer"
 class ByPeft:
     """A change of ``module`` that only PEFT can compute.
 
-    tensors: the tensors of the module, by the keys that PEFT writes. base: the module's frozen weight, which PEFT saves
-    for an embedding and a head, or None. shared: the tensors that all modules share, by key. bias: whether the change
-    also scales the module's bias.
+    tensors: maps the keys that PEFT writes to the tensors of the module. base: the module's frozen weight, which PEFT
+    saves for an embedding and a head, or None. shared: maps keys to the tensors that all modules share. bias: whether
+    the change also scales the module's bias.
     """
 
     path: Path
@@ -50,7 +50,8 @@ def changes_by_peft(
 ) -> tuple[list[ByPeft], dict[str, FileTensor]]:
     """Return (the change of each module, {key: tensor} for the tensors that all modules share).
 
-    Tensors of neither kind are ignored. tensors: maps the keys that PEFT writes to the tensors.
+    Tensors whose keys lack the prefix of the adapter type are ignored. tensors: maps the keys that PEFT writes to the
+    tensors.
     """
     groups: dict[str, dict[str, FileTensor]] = {}
     shared: dict[str, FileTensor] = {}
