@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def case_parser(description: str | None, cases: Sequence[str]) -> argparse.ArgumentParser:
-    """Return an argument parser with the options of every benchmark that has cases."""
+    """Return an argument parser with the options that all benchmarks with several cases have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--case", choices=cases, action="append", help="benchmark case to run; repeatable; default: all cases"

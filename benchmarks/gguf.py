@@ -1,9 +1,9 @@
 """Compare conversion, quantisation and patching of GGUF files with llama.cpp's own tools and with ``cp``.
 
 ttexport is measured with the commands that users run, including verification. The baseline uses the converter from the
-llama.cpp source folder named by TTEXPORT_LLAMA_CPP and the quantiser from llama-cpp-python. The program ``cp`` ends
-while the copied data is still in memory, but the commands of ttexport end after writing the file to disk. Therefore,
-``cp`` followed by a sync to disk is measured as well.
+llama.cpp source folder named by TTEXPORT_LLAMA_CPP and the quantiser from llama-cpp-python. The commands of ttexport
+end after the data is on disk. ``cp`` ends while the copied data is still in memory, so ``cp`` followed by a sync to
+disk is measured as well.
 """
 
 from __future__ import annotations

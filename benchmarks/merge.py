@@ -1,9 +1,8 @@
 """Compare the merge command with stock PEFT and with ``cp -r`` of the base, each run as a separate process.
 
-ttexport is measured with the command that users run, including verification. The PEFT program calls from_pretrained,
-merge_and_unload and save_pretrained. The program ``cp -r`` ends while the copied data is still in memory, but the
-command of ttexport ends after writing the files to disk. Therefore, ``cp -r`` followed by a sync to disk is measured as
-well.
+ttexport is measured with the command that users run, including verification. The program for stock PEFT calls
+from_pretrained, merge_and_unload and save_pretrained. The command of ttexport ends after the data is on disk. ``cp -r``
+ends while the copied data is still in memory, so ``cp -r`` followed by a sync to disk is measured as well.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 The ONNX export of SmolLM2 and the speed of the exported model are measured.
 
 ttexport is measured with the command that users run. torch.onnx.export takes minutes and is measured only in one round,
-and only if the option ``--torch`` is given. Its arguments are those with which ttexport traces models. To measure
-speed, the fp32 models run in ONNX Runtime on the CPU, first on a prompt of 128 tokens, then on one token at a time. All
-ONNX Runtime sessions have the same options. The speed of an ONNX Runtime session varies with the location of the
-weights in memory (27 to 33 ms per token for the same model), so every round opens new sessions in a different order.
+and only if the option ``--torch`` is given. torch.onnx.export is called with the arguments with which ttexport traces
+models. To measure speed, the fp32 models run in ONNX Runtime on the CPU, first on a prompt of 128 tokens, then on one
+token at a time. All ONNX Runtime sessions have the same options. The speed of an ONNX Runtime session varies with the
+location of the weights in memory (27 to 33 ms per token for the same model), so every round opens new sessions in a
+different order.
 
 With one thread per session, which is the default, speed is measured in CPU seconds. With two threads per session,
 another process on one of the cores would slow down both threads, because each thread waits for the other at the end of

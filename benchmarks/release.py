@@ -70,9 +70,9 @@ def _round(folder: Path) -> dict[str, float]:
 
 
 def _case(name: str, jobs: list[str], rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Return the median times of the two adapters' jobs ``jobs``, and the median of the ratios of these times.
+    """Return the median time of ``jobs`` for each of the two adapters, and the median ratio of the two times.
 
-    Each ratio is computed from two times of the same round.
+    Each ratio is computed from times of the same round.
     """
     first, second = ([sum(seconds[f"{model}/{job}"] for job in jobs) for seconds in rounds] for model in _IDS)
     ratios = [mine / other for mine, other in zip(first, second, strict=True)]

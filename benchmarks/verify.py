@@ -1,4 +1,4 @@
-"""Measure the time of a full verification of SmolLM2, and the peak memory of all its processes together.
+"""Measure the time of a full verification of SmolLM2, and the combined peak memory of the verification's processes.
 
 The merge command writes and verifies a checkpoint, a GGUF in bfloat16 and an ONNX model in float32. Then the command
 ``verify`` verifies the checkpoint, the GGUF and the ONNX model once more from disk. ``merge`` and ``verify`` run each

@@ -41,7 +41,7 @@ class ExportedArtifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The result of an export: the path ``out`` and the artifacts at ``out`` or in the folder ``out``."""
+    """The result of an export: the output path ``out``, and the artifacts that the file or folder ``out`` contains."""
 
     out: Path
     artifacts: Sequence[ExportedArtifact]

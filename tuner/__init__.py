@@ -1,7 +1,7 @@
 """Train the embedding rows of selected tokens of a language model.
 
-Gradients and optimizer state exist only for these rows, so the extra time and memory depend on their number and not on
-the vocabulary size.
+Gradients and optimizer state exist only for the trained rows, so the extra time and memory depend on the number of
+trained rows and not on the vocabulary size.
 
 The functions and classes in this package are imported on first use. Importing this package or its command line does not
 import torch.

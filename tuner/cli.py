@@ -131,7 +131,8 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--lora-targets",
     metavar="NAMES",
-    help="Comma-separated names of the modules that get LoRA weights, or all-linear; default: PEFT's default.",
+    help="Comma-separated names of the modules that get LoRA weights, or all-linear. Without this option, PEFT chooses "
+    "modules that suit the model type.",
 )
 @click.option(
     "--eval-data", type=_FILE, help="JSON Lines file with examples for evaluation before, during and after training."

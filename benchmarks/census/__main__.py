@@ -1,4 +1,4 @@
-"""Test merges of adapters for every text model type of transformers: the census.
+"""Run the census, which tests merges of adapters for every text model type of transformers.
 
 For each model type and head class, a separate process builds a tiny model and adapters of stock PEFT, and merges each
 adapter. Merged Hugging Face checkpoints are compared with the base and the unmerged adapter in stock PEFT. GGUF and

@@ -1,6 +1,6 @@
 """Find, check and load the base model of a training run.
 
-The base model is checked before loading, and is identified by a digest.
+The checkpoint is checked before loading, and its stored embedding is hashed for the training record.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ def quiet() -> Iterator[None]:
 def stored_embedding(base: Base, model: PreTrainedModel) -> StoredTensor:
     """Return name, dtype, shape and digest of the input embedding stored in the checkpoint.
 
-    The matrix is hashed block by block, so that memory contains only one block of its rows. In the checkpoint, the
-    embedding's tensor may lack the prefix of the model class (such as ``model.``), or may be stored only under the name
-    of the tied head. Raises: BadInput if no tensor of the checkpoint is the input embedding.
+    The embedding matrix is hashed block by block, so that memory contains only one block of rows at a time. In the
+    checkpoint, the embedding's tensor may lack the prefix of the model class (such as ``model.``), or may be stored
+    only under the name of the tied head. Raises: BadInput if no tensor of the checkpoint is the input embedding.
     """
     tensors = base.checkpoint.tensors
     modules = [module for module in (input_embedding(model), output_embedding(model)) if module is not None]

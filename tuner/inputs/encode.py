@@ -95,8 +95,8 @@ def _with_end(tokenizer: Any, ids: list[int]) -> list[int]:
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """Return the length of the longest common prefix of two lists of token ids.
 
-    For the ids of a prompt and the ids of the prompt with its completion, the length is the index at which the
-    completion starts. A token that spans the border between prompt and completion counts as completion.
+    If the lists encode a prompt and the prompt followed by a completion, the result is the index of the completion's
+    first token. A token that spans the border between prompt and completion counts as completion.
     """
     return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
@@ -105,10 +105,10 @@ class _Chat:
     """Encodes chats with the tokenizer's chat template.
 
     If the chat template marks the assistant's turns with ``{% generation %}``, these marks determine the labelled
-    tokens. Few templates have marks. Without marks, the chat is rendered twice for each answer: up to the start of the
-    answer, and up to its end. The text that only the second rendering contains is the answer. A template without marks
-    whose rendering of earlier turns depends on later turns is replaced by TRL's variant of the template, which has
-    marks, if TRL provides a variant.
+    tokens. Few templates have marks. For a template without ``{% generation %}`` marks, the chat is rendered twice for
+    each answer of the assistant: up to the start and up to the end of the answer. The answer is the text that only the
+    longer rendering contains. If the rendering of earlier turns depends on later turns, TRL's variant of the template
+    with ``{% generation %}`` marks is used, provided that TRL has a variant.
     """
 
     def __init__(self, tokenizer: Any, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Find the ids of existing tokens, add new tokens to tokenizer and model, and initialise the new rows.
 
 New tokens first use the padding rows of the embedding matrix, which are the rows beyond the tokenizer's last token. The
-matrix is enlarged only if it has too few padding rows.
+embedding matrix is enlarged only if it has too few padding rows.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _named(model: nn.Module, name: str) -> nn.Module:
 
 
 def start_rows(matrix: Tensor, subtoken_ids: Sequence[Sequence[int]], inits: Sequence[str], *, seed: int) -> Tensor:
-    """Return the initial rows (n, H) of n new tokens in float32, as the n init methods ``inits`` specify.
+    """Return the initial rows of n new tokens as a float32 tensor (n, H), one row per init method in ``inits``.
 
     matrix: the (V, H) rows of the V existing tokens. subtoken_ids: for each new token, the ids of the tokens whose rows
     are averaged by the init method "subtokens"; if the list of ids is empty, the mean of all rows is used.

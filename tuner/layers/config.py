@@ -20,10 +20,10 @@ _OWN_FIELDS = ("train_head",)
 class TrainableTokensConfig(PeftTrainableTokensConfig):
     """Configuration that lists the tokens whose rows are trained. Stock PEFT can read the saved configuration.
 
-    token_indices: distinct token ids in [0, V). target_modules: names of the embeddings to train; None selects the
-    input embedding. init_weights: True initialises the rows as copies of the base's rows, False initialises the rows at
-    random. train_head: if ``target_modules`` is None, an untied output head also gets trained rows; a tied head always
-    uses the rows of the embedding.
+    token_indices: distinct token ids, which must be below the number of embedding rows. target_modules: names of the
+    embeddings to train; None selects the input embedding. init_weights: True initialises the rows as copies of the
+    base's rows, False initialises the rows at random. train_head: if ``target_modules`` is None, an untied output head
+    also gets trained rows; a tied head always uses the rows of the embedding.
     """
 
     train_head: bool = field(

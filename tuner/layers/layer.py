@@ -81,7 +81,8 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
 
         The values of ``token_indices`` and ``init_weights`` come from ``config`` (an object or a mapping) or from
         keyword arguments. If ``tied_adapter`` is given, no rows are created, because the layer ``tied_adapter`` owns
-        the rows. Raises: ValueError if a token id is outside [0, V) or repeated.
+        the rows. Raises: ValueError if a token id is repeated, negative, or not below the number of rows of the base
+        matrix.
         """
         if tied_adapter is not None or self.tied_adapter is not None:
             return
@@ -117,9 +118,9 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the rows of ``adapter_names`` (default: the active adapters) into the base matrix, in place.
 
-        The base matrix is modified in place, so that a tied head still shares the embedding's storage and no (V, H)
-        tensor is copied. All checks run before the first row is written. Raises: ValueError if two adapters have rows
-        for the same token, or, with ``safe_merge``, if a row is not finite in the base's dtype.
+        The base matrix is modified in place, so that a tied head still shares the embedding's storage and no tensor as
+        large as the embedding is copied. All checks run before the first row is written. Raises: ValueError if two
+        adapters have rows for the same token, or, with ``safe_merge``, if a row is not finite in the base's dtype.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.trainable_tokens_delta]
         if not names:
@@ -158,7 +159,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         return merged
 
     def forward_adapters(self, x: Tensor, active_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
-        """Run the base layer with the rows of ``active_adapters`` in place of its own.
+        """Run the base layer with the rows of ``active_adapters`` in place of the base's rows.
 
         Without an active adapter, run the base layer unchanged.
         """
@@ -210,8 +211,8 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     def _index(self, names: Sequence[str], device: torch.device) -> RowIndex:
         """Return an index of all tokens that have a row in one of the adapters ``names``.
 
-        The index is cached. If the token ids of an adapter have changed, the index is rebuilt, and no token may have
-        rows in two adapters.
+        The index is cached. If the token ids of an adapter have changed, the index is rebuilt. Raises: ValueError if a
+        token has rows in two adapters.
         """
         lists = [self.token_indices[name] for name in names]
         key = (*names, device)

@@ -150,7 +150,7 @@ class TrainableTokensModel(BaseTuner):
         tied_adapter: TrainableTokensLayer | None = None,
         **kwargs: Any,
     ) -> TrainableTokensLayer:
-        """Wrap ``target`` in a layer with its own rows for ``adapter_name`` or with the rows of ``tied_adapter``."""
+        """Wrap ``target`` in a layer with new rows for ``adapter_name``, or with the rows of ``tied_adapter``."""
         if isinstance(peft_config, dict):
             options = dict(peft_config)
             tied_adapter = options.pop("tied_adapter", None) or tied_adapter

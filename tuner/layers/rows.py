@@ -93,8 +93,8 @@ def scaled(vectors: Tensor, scale: Tensor | float) -> Tensor:
     """Multiply the vectors (..., H) by ``scale``.
 
     If ``scale`` is a tensor, the factor is first rounded to the dtype of the vectors; a Python number is not rounded.
-    The scaled embeddings of transformers round in the same way; their factor is a tensor in gemma3 and a number in
-    bart.
+    In transformers, gemma3's embedding also rounds its factor, a tensor, and bart's embedding does not round its
+    factor, a number.
     """
     return vectors * (scale.to(vectors.dtype) if isinstance(scale, Tensor) else scale)
 
@@ -115,9 +115,9 @@ def head_with_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Te
     The result equals the product of ``hidden`` and the head matrix ``weight`` (V, H), in which ``rows`` (k, H) replace
     the rows that ``index`` lists.
 
-    Peak memory: in the forward pass, the logits plus O(k) columns; in the backward pass, O(k) columns. A gradient of
-    ``weight`` is computed only if ``weight.requires_grad`` is true. Under autocast the product is computed in the
-    autocast dtype, as in nn.Linear.
+    Peak memory with k trained rows: the logits plus O(k) columns in the forward pass, and O(k) columns in the backward
+    pass. A gradient of ``weight`` is computed only if ``weight.requires_grad`` is true. Under autocast the product is
+    computed in the autocast dtype, as in nn.Linear.
     """
     logits: Tensor = _HeadWithRows.apply(hidden, weight, bias, rows, index.ids)  # type: ignore[no-untyped-call]
     return logits

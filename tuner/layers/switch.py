@@ -51,10 +51,10 @@ def _set_additional_trainable_modules(
 def _replacements() -> Iterator[tuple[MutableMapping[Any, Any], Any, Any]]:
     """Yield (namespace, name, replacement) for every class or function of PEFT that ``enable`` replaces.
 
-    PEFT looks up the classes of an adapter type in two tables. For a LoRA adapter with token rows, PEFT imports the row
-    classes by name from its packages, so the names in these packages are replaced, too. The modules that define PEFT's
-    classes are not changed, so existing models keep working. Names that the installed PEFT version does not have are
-    skipped.
+    PEFT looks up the classes of an adapter type in two tables, whose entries for token rows are replaced. For a LoRA
+    adapter with token rows, PEFT imports the row classes by name from its packages, so the names in these packages are
+    replaced, too. The modules that define PEFT's classes are not changed, so existing models keep working. A class or
+    function that the installed PEFT version does not have is skipped.
     """
     yield PEFT_TYPE_TO_TUNER_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensModel
     yield PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensConfig
@@ -117,11 +117,11 @@ class Enabled:
 def enable() -> Enabled:
     """Make PEFT use the classes of this package for token rows, even for ``LoraConfig(trainable_token_indices=…)``.
 
-    The classes stay replaced until ``disable`` is called on the result or, if ``enable`` is used as a context manager,
-    until the end of the ``with`` block. Calls of ``enable`` may overlap and may end in any order. Models that are
-    created while PEFT's classes are replaced keep working after ``disable``. Models that were created before ``enable``
-    was called are not changed. PEFT's classes are replaced in the whole process, so other threads that use PEFT also
-    get the classes of this package.
+    PEFT's classes stay replaced until ``disable`` is called on the result or, if ``enable`` is used as a context
+    manager, until the end of the ``with`` block. Calls of ``enable`` may overlap and may end in any order. Models that
+    are created while PEFT's classes are replaced keep working after ``disable``. Models that were created before
+    ``enable`` was called are not changed. PEFT's classes are replaced in the whole process, so other threads that use
+    PEFT also get the classes of this package.
     """
     return Enabled()
 

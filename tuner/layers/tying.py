@@ -3,8 +3,9 @@
 Three kinds of evidence show that a module is tied to the input embedding, listed from strongest to weakest. First, the
 weights of the module and of the embedding share storage. Second, the config (or the text config) sets
 ``tie_word_embeddings`` to true. Third, the config has no flag ``tie_word_embeddings``, and the model's class declares
-the tie. The config or the class alone is no proof: unless the weights are still on the meta device, they must also be
-equal. For example, a T5 v1.1 checkpoint has a separate head although its config has ``tie_word_embeddings: true``.
+the tie. Evidence from the config or the class counts only if the weights of the module and of the embedding are equal.
+Weights on the meta device, which cannot be compared, count as equal. The weights are compared because the config can be
+wrong: a T5 v1.1 checkpoint has a separate head although its config has ``tie_word_embeddings: true``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _ask(model: nn.Module, method: str) -> nn.Module | None:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the model's original module, without the layers and wrappers in which this package or PEFT wrapped it."""
+    """Return the original module inside the layers and wrappers that this package or PEFT added around ``module``."""
     while True:
         inner = getattr(module, "base_layer", None)
         if not isinstance(inner, nn.Module):

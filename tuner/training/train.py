@@ -204,9 +204,9 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNote) -> dict[str, torch.Tensor]:
-    """Train from the first step, or resume from the last checkpoint if its run is ``run``.
+    """Train from the first step or, with ``--resume``, from the last checkpoint, and return the trained parameters.
 
-    Return the trained parameters.
+    run: the settings and digests that identify the run; the run of the checkpoint must have equal values.
     """
     arguments = trainer.args
     work = work_folder(spec.out)
