@@ -112,7 +112,7 @@ def _replacement(target: str) -> tuple[str, str | None]:
 def rename(name: str, renamers: Sequence[Renamer]) -> tuple[str, tuple[Renamer, int] | None]:
     """Apply all renamings to ``name`` in order, and then the first matching converter, if any.
 
-    Returns a pair (parameter name, matched converter). The second element is itself a pair (converter, number of the
+    Returns a pair (parameter name, matched converter). The matched converter is itself a pair (converter, number of the
     source pattern that matched), or None if no converter matched. If the converter has several targets, the name of the
     first target is returned.
     """

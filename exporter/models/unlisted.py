@@ -28,7 +28,7 @@ def unlisted_facts(model_type: str) -> TypeFacts | None:
 
     The result is None if transformers is not installed, if the data files were generated from the installed version of
     transformers, or if the installed version does not define the model type. The first call for a model type takes a
-    few seconds.
+    few seconds, because a helper process imports transformers.
     """
     try:
         version = importlib.metadata.version("transformers")

@@ -84,8 +84,8 @@ def is_never_run(checkpoint: Checkpoint, module: str) -> bool:
     """Whether ``module`` is an embedding module that only stores a matrix for encoder and decoder and is never run.
 
     The encoders and decoders of T5, BART and their relatives run embedding modules of their own, whose weights are tied
-    to the weight of ``shared``. Therefore, training a copy or an update of ``shared`` with PEFT has no effect on the
-    model.
+    to the weight of ``shared``. Therefore, a copy of ``shared`` or an update of ``shared`` that PEFT trained has no
+    effect on the model.
     """
     modules = checkpoint.modules
     if modules is None or not has_embedding_pair(checkpoint):

@@ -92,10 +92,11 @@ def find_tie(path: Path, config: Mapping[str, Any], tensors: Tensors, modules: M
 
 
 def parameters_to_untie(config: Mapping[str, Any], modules: ModuleMap | None) -> dict[str, str]:
-    """Map each parameter, other than the head, that untying the head requires to store, to the tensor with its values.
+    """Find the parameters, besides the head, that have to be stored separately when the head is untied.
 
-    The config flag that ties the head may also tie further parameters, such as the bias of the head or the embeddings
-    of encoder and decoder. If the flag is false, transformers loads each parameter from a tensor of its own.
+    Returns {parameter: stored tensor with the parameter's values}. The config flag that ties the head may also tie
+    further parameters, such as the bias of the head or the embeddings of encoder and decoder. If the flag is false,
+    transformers loads each parameter from a tensor of its own.
     """
     if modules is None or config.get("model_type") in _ALWAYS_TIED or (head := Vocabulary(modules).head) is None:
         return {}

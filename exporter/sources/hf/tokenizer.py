@@ -2,7 +2,8 @@
 
 The JSON decoder decodes only the fields that a schema names, and skips all other fields of the file without creating
 Python objects. Because the other fields are skipped, reading a vocabulary of 262,144 tokens needs less memory than
-merging adapters. Before the decoder creates Python objects, the number of objects is checked against a limit.
+merging adapters. Before the decoder creates Python objects, ttexport checks that the number of objects is within a
+limit.
 """
 
 from __future__ import annotations

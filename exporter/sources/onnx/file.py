@@ -115,9 +115,9 @@ class OnnxFile:
     def token_rows(self, name: str, start: int, stop: int) -> Array:
         """Return the rows of the embedding or head for the tokens [start, stop), as an array (stop - start, hidden).
 
-        The returned array has this shape even if the matrix is stored as (hidden, tokens). Peak memory: the returned
-        rows and, for a matrix with the shape (hidden, tokens), the accessed pages of the file. Raises the same errors
-        as ``OnnxFile.rows``.
+        Each row of the returned array is the row of one token, even if the matrix is stored as (hidden, tokens). Peak
+        memory: the returned rows and, for a matrix with the shape (hidden, tokens), the accessed pages of the file.
+        Raises the same errors as ``OnnxFile.rows``.
         """
         tensor = self.initialisers[name]
         if not self.token_axis[name]:
