@@ -55,7 +55,7 @@ class Trace:
     max_abs: Sequence[float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the differences at every position as a JSON object for report.json."""
+        """Return the logit differences at every position of the sequence as a JSON object for report.json."""
         return {
             "words": list(self.words),
             "kinds": list(self.kinds),

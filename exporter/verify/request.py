@@ -42,7 +42,7 @@ class VerifyRequest:
 
 
 def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
-    """Check that all packages for the options are installed, then read and return the prompts in the prompts file.
+    """Check that all packages that ``options`` require are installed, then read and return the user's prompts.
 
     needed_for: the option or config key that required the runtimes; the error message contains ``needed_for``.
 

@@ -121,7 +121,9 @@ def _check_model(artifact: Artifact, reference: Reference, base: BaseRows, level
     every = level != "rows"
     outcomes: list[Check | Skip] = [*check_rows(artifact, reference, untouched=every)]
     if artifact.format == "onnx" and reference.checkpoint.is_encoder_decoder:
-        outcomes.append(Skip("graph", "the graphs of an encoder-decoder can be verified only by the model's logits"))
+        outcomes.append(
+            Skip("graph", "the graphs of an encoder-decoder can be verified only by comparing the model's logits")
+        )
     elif artifact.format == "onnx":
         from exporter.verify.onnx.folder import check_graph
         from exporter.verify.onnx.weights import check_weights as check_initialisers
@@ -149,7 +151,7 @@ def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference
     match artifacts[0].format:
         case "gguf":
             gguf = artifacts[0].gguf
-            assert gguf is not None, "an artifact in GGUF format always contains an opened GGUF file"
+            assert gguf is not None, "expected an opened GGUF file in an artifact of the format gguf"
             yield from check_settings(gguf, reference)
             yield from check_tokens(gguf, reference)
             yield from check_specials(gguf, reference)

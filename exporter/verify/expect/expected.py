@@ -43,12 +43,12 @@ class Expected:
 
     @property
     def computed(self) -> bool:
-        """Whether expected values are computed as base plus updates, so that small rounding errors are allowed."""
+        """Whether the expected values are sums of base and updates, for which small rounding errors are allowed."""
         return bool(self.updates or self.biases or isinstance(self.full, Recomputed))
 
     @property
     def source(self) -> FileTensor:
-        """The tensor to which rows and updates are applied: the base tensor or an adapter's whole tensor."""
+        """The base tensor or, if an adapter replaces the base tensor as a whole, the adapter's tensor."""
         return self.full.tensor if self.full else self.base
 
     @property

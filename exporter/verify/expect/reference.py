@@ -46,7 +46,7 @@ class Reference:
 
     @cached_property
     def untied(self) -> Mapping[str, Expected]:
-        """If tuning unties the head: the expected values of the tensors that untying adds or gives a different role.
+        """Expected values of the tensors that are added, or get a different role, because tuning unties the head.
 
         The dict ``untied`` is empty if embedding and head of the base are not tied, or remain tied after tuning.
         """
@@ -109,7 +109,7 @@ class Reference:
 
     @property
     def cache_shape(self) -> tuple[int, int]:
-        """(number of key-value heads, head dimension), needed to run ONNX graphs that declare no KV cache shapes."""
+        """Number of key-value heads and head dimension, needed to run ONNX graphs that declare no KV cache shapes."""
         config = self.checkpoint.text_config
         heads = config.get("num_attention_heads") or config.get("n_head") or 1
         return config.get("num_key_value_heads") or heads, config.get("head_dim") or self.hidden // heads

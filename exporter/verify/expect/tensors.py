@@ -60,7 +60,9 @@ def _named_parts(
             continue
         place = place_of(checkpoint, part.module, parameter, _shape(part))
         if place is None:
-            raise BadInput(f"{part.path}: {part.key}: expected a module of {checkpoint.path}, found {part.module}")
+            raise BadInput(
+                f"{part.path}: {part.key}: expected a module of the base {checkpoint.path}, found {part.module}"
+            )
         if isinstance(part, LowRank) and place.module and checkpoint.modules:
             part = replace(part, transposed=checkpoint.modules.architecture.stores_in_out(place.module))
         yield from _by_stored_name(part, place)
@@ -108,7 +110,7 @@ def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
 def _follow_tie(
     checkpoint: Checkpoint, adapter: Adapter, wanted: dict[str, Expected], head: str, touched: set[tuple[str, type]]
 ) -> None:
-    """If an adapter changes a tied embedding or a tied head, apply the change to all tensors of the tie.
+    """If an adapter changes a tied embedding or a tied head, apply the change to all tied tensors.
 
     If an adapter contains separate trained rows for a tied tensor, the rows of other tensors are not applied to the
     tied tensor.

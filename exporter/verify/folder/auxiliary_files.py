@@ -75,18 +75,18 @@ def _lone(files: Mapping[str, Path]) -> bool:
 
 def _differences(path: Path, expected_path: Path) -> Iterator[str]:
     if expected_path.name != TOKENIZER:
-        yield "the content differs from the tuned model's file"
+        yield "expected the content of the tuned model's file, found different content"
         return
     content, expected = read_tokenizer(path), read_tokenizer(expected_path)
     for key in sorted(content.keys() | expected.keys()):
         if key == "model":
             parts = content[key].keys() | expected[key].keys()
             names = sorted(part for part in parts if content[key].get(part) != expected[key].get(part))
-            yield from (f"model.{name} differs from the tuned model's tokenizer" for name in names)
+            yield from (f"the key model.{name} differs from the tuned model's tokenizer.json" for name in names)
         elif content.get(key) != expected.get(key):
-            yield f"{key} differs from the tuned model's tokenizer"
+            yield f"the key {key} differs from the tuned model's tokenizer.json"
     if decoder(path) != decoder(expected_path):
-        yield "decoder differs from the tuned model's tokenizer"
+        yield "the key decoder differs from the tuned model's tokenizer.json"
 
 
 def _check_settings(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
@@ -115,8 +115,8 @@ def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Pat
     """
     texts, expected = templates(files), templates(expected_files)
     wrong = [
-        f"chat template {name}: expected {'the text of the tuned model' if name in expected else 'no template'}, found "
-        f"{'no template' if name not in texts else 'a different text' if name in expected else 'a template'}"
+        f"chat template {name}: expected {'the template of the tuned model' if name in expected else 'no template'}, "
+        f"found {'no template' if name not in texts else 'a different text' if name in expected else 'a template'}"
         for name in sorted(texts.keys() | expected.keys())
         if texts.get(name) != expected.get(name)
     ]

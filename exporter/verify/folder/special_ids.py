@@ -45,7 +45,7 @@ def compare_special_ids(
     """Check the special token ids in config files after tuning.
 
     If tuning changed the tokenizer's id of a special token, config files must contain the new id. If tuning did not
-    change the tokenizer's id, the id in config files must be unchanged.
+    change the tokenizer's id of a special token, the id in config files must be unchanged.
 
     before: the special token ids of the tokenizer before tuning.
     after: the special token ids of the tokenizer after tuning.

@@ -1,4 +1,4 @@
-"""Check that the base plus a GGUF LoRA equals the tuned model, independently of the exporter.
+"""Check that the base plus a GGUF LoRA equals the tuned model, without using the exporter's code.
 
 For the embedding and the head, the product of the LoRA factors is added to the base, and the rows of the sum are
 compared with the tuned model's rows. For matrices other than embedding and head, only the norms of the updates in the
@@ -118,9 +118,9 @@ def _values(file: GgufFile, name: str) -> Array:
 def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, every: bool) -> Check:
     """Compare rows of the base plus the LoRA product with the expected rows of the tuned model.
 
-    The measured deviation of a row is the largest difference in the row divided by the row's largest absolute value. If
-    the GGUF has no LoRA factors for a matrix that an adapter replaces, the adapter's matrix must equal the base's
-    matrix bit for bit.
+    The deviation of a row is the largest absolute difference from the expected row, divided by the largest absolute
+    value of the expected row. If the GGUF has no LoRA factors for a matrix that an adapter replaces, the adapter's
+    matrix must equal the base's matrix bit for bit.
     """
     n_rows = want.base.spec.n_rows
     if pair is None and (want.rows or want.computed):

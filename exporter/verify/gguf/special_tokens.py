@@ -28,7 +28,7 @@ _ASSUMED: Final = {
 
 
 def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
-    """Check the special token ids and the flags for adding BOS and EOS against the tokenizer files.
+    """Check a GGUF's special token ids and flags for adding BOS and EOS against the tokenizer files.
 
     If the flags are correct, llama.cpp and transformers add the same special tokens to each text.
     """

@@ -165,8 +165,8 @@ def _check_template(gguf: GgufModel, reference: Reference) -> Check:
     if isinstance(setting := settings(files).get("chat_template"), str) and "default" in wanted:
         wanted["default"].add(setting)  # llama.cpp's converter prefers tokenizer_config.json
     wrong = [
-        f"chat template {name}: expected {'the text of the tuned model' if name in wanted else 'no template'}, found "
-        f"{'no template' if name not in stored else 'a different text' if name in wanted else 'a template'}"
+        f"chat template {name}: expected {'the template of the tuned model' if name in wanted else 'no template'}, "
+        f"found {'no template' if name not in stored else 'a different text' if name in wanted else 'a template'}"
         for name in sorted(stored.keys() | wanted.keys())
         if stored.get(name) not in wanted.get(name, ())
     ]

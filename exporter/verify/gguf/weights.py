@@ -1,8 +1,9 @@
 """Check every element of a GGUF's tensors, except embedding and head, against the base checkpoint and the adapters.
 
-Tensors that are stored as floats must match byte for byte. If the quantiser that made the GGUF is available to the
-verification, quantised tensors must match byte for byte. If the GGUF was made by a different quantiser, the
-quantisation error of each row must be within a limit, which depends on the quantisation type.
+GGUF tensors that are stored as floats must equal the base's tensors byte for byte, or sums of base and updates up to
+rounding. If the quantiser that made the GGUF is available to the verification, quantised tensors must equal the
+verification's own quantised tensors byte for byte. If the GGUF was made by a different quantiser, the quantisation
+error of each row must be within a limit, which depends on the quantisation type.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ class _Comparison:
         if self.skipped:
             reason = (
                 f"{len(self.skipped)} quantised tensors, such as {self.skipped[0]}, "
-                "can be verified only by the model's logits"
+                "can be verified only by comparing the model's logits"
             )
             yield Skip("other tensors", reason)
 

@@ -105,7 +105,9 @@ class BaseRows:
                     return ""
                 deviation = 0.0 if share > _MOST else _distance(cast(value, "F64"), cast(rounded, "F64"))
                 nearest = min(nearest, deviation)
-        return "the vector resembles a vector of the base, but some elements differ" if nearest < _NEAR else None
+        return (
+            "the 1-D tensor is close to a 1-D tensor of the base, but some elements differ" if nearest < _NEAR else None
+        )
 
     def _layer(self, name: str) -> str | None:
         """Return the layer number in the tensor name ``name``, or None if the base has no layer with this number.
@@ -180,7 +182,7 @@ def _bytes(rows: Array) -> Array:
 def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> bool:
     """Whether at least one row in ``others`` comes directly after the row ``place`` in a concatenation of base tensors.
 
-    In a concatenation of base tensors, the last row of a tensor is followed by the first row of any tensor.
+    In a concatenation of base tensors, the first row of any tensor may follow the last row of a tensor.
     """
     number, row = place
     if row + 1 == sizes[number]:

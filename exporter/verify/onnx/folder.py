@@ -179,7 +179,7 @@ def check_graph(artifact: Artifact, reference: Reference) -> Iterator[Check | Sk
     else:
         yield Skip(
             "interface",
-            f"{artifact.path.name} is outside onnx/, and clients require certain input and output names only in onnx/",
+            f"{artifact.path.name} is outside onnx/, and clients require fixed input and output names only in onnx/",
         )
     yield _check_numbers(model.graph, reference)
 
@@ -196,9 +196,12 @@ def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Refe
     if type(layers) is int:
         ends = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         wanted |= {f"past_key_values.{end}" for end in ends} | {f"present.{end}" for end in ends}
-    wrong = [f"{name}: missing graph input or output" for name in sorted(wanted - values.keys())]
+    wrong = [
+        f"{name}: expected a graph input or output with this name, found none"
+        for name in sorted(wanted - values.keys())
+    ]
     wrong += [
-        f"{name}: unexpected graph input or output, which clients do not use"
+        f"{name}: clients do not use a graph input or output with this name"
         for name in sorted(values.keys() - wanted - _AXES.keys())
     ]
     for name, value in values.items() if artifact.path.parent.name == "onnx" else ():

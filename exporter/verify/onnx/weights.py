@@ -47,6 +47,7 @@ def check_weights(path: Path, reference: Reference, base: BaseRows) -> Iterator[
     if unknown:
         yield Skip(
             "other tensors",
-            f"{len(unknown)} unrecognised tensors, such as {unknown[0]}, can be verified only by the model's logits",
+            f"{len(unknown)} unrecognised tensors, such as {unknown[0]}, "
+            "can be verified only by comparing the model's logits",
         )
     yield from check_rotary(file, reference)

@@ -139,7 +139,7 @@ def _check_keys(file: GgufFile, before: Before) -> Check:
     ]
     tokens = new.get(_TOKENS)
     if tokens is not None and tokens != old.get(_TOKENS) and tokens[1] != rows:
-        wrong.append(f"{_TOKENS} ({tokens[1]} tokens for {rows} rows)")
+        wrong.append(f"{_TOKENS}: expected {rows} tokens (one per embedding row), found {tokens[1]}")
     detail = f"{len(new)} metadata keys match the base"
     if wrong:
         detail = f"{len(wrong)} metadata keys differ from the base; the first is {wrong[0]}"

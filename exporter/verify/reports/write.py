@@ -21,10 +21,7 @@ HTML: Final = "report.html"
 
 
 def require_renderers() -> None:
-    """Raise MissingDependency if a package that is needed to render reports is not installed.
-
-    The packages are searched for, but not imported.
-    """
+    """Raise MissingDependency if a package that is needed to render reports is not installed."""
     for package in REPORT:
         package.require("--report")
 

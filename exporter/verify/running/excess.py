@@ -43,7 +43,7 @@ def _check_median(name: str, distance: Distance, types: Collection[str], descrip
 def check_excess(
     tuned: Distance, base: Distance, lengths: Sequence[int], varied: int, errors: float = EXCESS_ERRORS
 ) -> Check:
-    """Check that the artifact's mean KL exceeds the quantised base's mean KL by a relative excess within the limit.
+    """Check that the excess of the artifact's mean KL over the quantised base's mean KL is within the limit.
 
     The limit for the excess is the larger of QUANTISED_EXCESS and ``errors`` standard errors. tuned: distance of the
     artifact from the tuned model. base: distance of the quantised base from the untuned model, at the same positions.
@@ -65,8 +65,8 @@ def check_routed(
 ) -> Iterator[Check]:
     """Check both the mean KL and the median KL of a mixture-of-experts model.
 
-    A few tokens that are routed to different experts than in the reference raise the mean KL but hardly change the
-    median KL.
+    If a few tokens are routed to different experts than in the reference, the mean KL rises, but the median KL hardly
+    changes.
 
     most: limit for the median KL, or None to limit the median KL to (1 + QUANTISED_EXCESS) times the median KL of the
     quantised base.
@@ -82,15 +82,15 @@ def check_routed(
 def standard_error(tuned: Distance, base: Distance, lengths: Sequence[int], varied: int) -> float:
     """Return the standard error of the excess (a - b) / b of an artifact's mean KL a over a quantised base's mean KL b.
 
-    The standard error is the smaller of a paired and an independent estimate.
+    The standard error of the excess is the smaller of two estimates, called the paired and the independent estimate.
 
     The paired estimate uses the difference d between the artifact's KL and the base's KL at each position. The paired
     estimate is the larger of sqrt(Σ(d - mean d)²), summed over all positions, and sqrt(Σs²), summed over all sequences,
-    where s is the sum of d - mean d over the positions of a sequence. The sum over sequences is used because the
-    positions of a sequence are correlated, and the sum over positions is used because an estimate from few sequences is
-    unreliable. The independent estimate is the standard deviation of the base's KL times sqrt(2 ``varied``), as if the
-    KL values at ``varied`` positions were independent draws from the base's distribution. A faulty artifact can raise
-    the paired estimate, but not the independent estimate, which uses only the base's KL.
+    where s is the sum of d - mean d over the positions of a sequence. The paired estimate considers whole sequences
+    because the positions of a sequence are correlated, and considers single positions because an estimate from few
+    sequences is unreliable. The independent estimate is the standard deviation of the base's KL times sqrt(2
+    ``varied``), as if the KL values at ``varied`` positions were independent draws from the base's distribution. A
+    faulty artifact can raise the paired estimate, but not the independent estimate, which uses only the base's KL.
     """
     if not base.kl > 0:
         return 0.0

@@ -37,12 +37,13 @@ Say = Callable[[str], None]
 class ArtifactResults:
     """The result arrays of all processes that ran one artifact or the artifact's quantised base.
 
-    rounding: name of the rounding of the reference model with which the artifact is compared, such as BF16. modes: the
-    artifact's run modes, such as cached. arrays: logits and tokens of the artifact. base_arrays: logits of the untuned
-    base, quantised in the same way as the artifact. loader_arrays: logits and tokens of the artifact, computed by the
-    GGUF loader of transformers. failure: error message of the runtime, or "" if the run succeeded. not_restored: names
-    of tuned tensors that could not be replaced by the base's tensors. If ``not_restored`` is not empty, ``base_arrays``
-    were computed from a mixture of tuned and untuned tensors, and must not be used.
+    rounding: name of the rounding, such as BF16, that is applied to the reference model before the comparison with the
+    artifact. modes: the artifact's run modes, such as cached. arrays: logits and tokens of the artifact. base_arrays:
+    logits of the untuned base, quantised in the same way as the artifact. loader_arrays: logits and tokens of the
+    artifact, computed by the GGUF loader of transformers. failure: error message of the runtime, or "" if the run
+    succeeded. not_restored: names of tuned tensors that could not be replaced by the base's tensors. If
+    ``not_restored`` is not empty, ``base_arrays`` were computed from a mixture of tuned and untuned tensors, and must
+    not be used.
     """
 
     artifact: Artifact
@@ -131,7 +132,7 @@ class Execution:
         elif len(state.artifact.files) > 1:
             reason = "the GGUF loader of transformers cannot read split GGUF files"
         elif gguf_loader.NAME not in self.required and any(earlier.loader_arrays for earlier in self.runs.values()):
-            reason = f"only one GGUF per model runs in transformers; use --require {gguf_loader.NAME} to run every GGUF"
+            reason = f"transformers runs only one GGUF per model; use --require {gguf_loader.NAME} to run every GGUF"
         if reason:
             state.skipped.append(Skip(gguf_loader.NAME, reason))
             return
@@ -143,7 +144,7 @@ class Execution:
         return gguf_loader.sequences_to_run(self.sequences.all, self.sequences.trained)
 
     def run_reference(self) -> None:
-        """Run the reference model in one process, once for each rounding with which an artifact is compared.
+        """Run the reference model in one process, once for each rounding that the comparison with an artifact requires.
 
         The reference model also computes scores of the tokens that the artifacts chose by greedy decoding.
         """
@@ -173,7 +174,7 @@ class Execution:
         yield Check(name="runs", passed=not state.failure, detail=state.failure or TITLES[state.runtime])
         if state.arrays is None or state.failure:
             return
-        assert self.reference_arrays is not None, "the reference model runs whenever an artifact runs"
+        assert self.reference_arrays is not None, "expected logits of the reference model"
         reference, arrays = self.reference_arrays, state.arrays
         sequences, storage = self.sequences.all, artifact.storage
         if state.rounding != "F32":
@@ -208,7 +209,7 @@ class Execution:
             yield logits.check_tokens(self.sequences.text_ids, arrays, self.sequences.texts)
 
     def _check_loader(self, state: ArtifactResults, distances: Mapping[str, Distance]) -> Check:
-        assert self.reference_arrays is not None, "the reference model runs whenever an artifact runs"
+        assert self.reference_arrays is not None, "expected logits of the reference model"
         assert state.arrays is not None
         assert state.loader_arrays is not None
         numbers = self._loader_sequences()
@@ -219,7 +220,7 @@ class Execution:
         return gguf_loader.check_exact(distance, rounding)
 
     def _check_excess(self, state: ArtifactResults, tuned: Distance) -> Iterator[Check]:
-        assert self.reference_arrays is not None, "the reference model runs whenever an artifact runs"
+        assert self.reference_arrays is not None, "expected logits of the reference model"
         assert state.arrays is not None
         assert state.base_arrays is not None
         # New tokens have no column in the base, so logits are compared over the base's vocabulary.
@@ -288,7 +289,7 @@ class Execution:
         return [[token if token < limit else known for token in ids] for ids in self.sequences.many]
 
     def _continuations(self, runs: Any) -> dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]]:
-        """Map each rounding to the distinct pairs (prompt, chosen tokens) that the reference model must score."""
+        """Return a dict from rounding to the distinct pairs (prompt, chosen tokens) that the reference must score."""
         wanted: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]] = {}
         for state in runs:
             if state.arrays is not None and greedy_must_match(state.artifact):

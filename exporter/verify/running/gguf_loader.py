@@ -79,7 +79,7 @@ def check_exact(distance: Distance, rounding: float) -> Check:
 
 
 def check_quantised(distance: Distance) -> Check:
-    """Check that the GGUF loader and llama.cpp compute equal logits of a quantised file, up to rounded activations."""
+    """Check that GGUF loader and llama.cpp compute equal logits for a quantised file, up to rounding of activations."""
     detail = (
         f"mean KL from llama.cpp over {distance.positions} positions, "
         f"maximum absolute logit difference {distance.max_abs:.2g}"

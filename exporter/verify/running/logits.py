@@ -66,7 +66,10 @@ def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
             yield _check_max_abs(name, distances[mode], ONNX_MAX_ABS)
         else:
             positions, max_abs = distances[mode].positions, distances[mode].max_abs
-            detail = f"mean KL over {positions} positions, maximum absolute logit difference {max_abs:.2g}"
+            detail = (
+                f"mean KL from the reference over {positions} positions, "
+                f"maximum absolute logit difference {max_abs:.2g}"
+            )
             yield Check.at_most(f"{name}, mean KL", distances[mode].kl, ONNX_HALF_KL, detail)
 
 
@@ -75,7 +78,7 @@ def check_modes(got: Reader, modes: Sequence[str], sequences: Sequence[Sequence[
     first, *others = modes
     for mode in others:
         deviation = distance(got, first, got, mode, sequences)
-        detail = f"mean KL from the logits of one full pass, over {deviation.positions} positions"
+        detail = f"mean KL from the logits of the full pass over {deviation.positions} positions"
         yield Check.at_most(_ONNX_MODES[mode], deviation.kl, ONNX_MODES_KL, detail)
 
 
@@ -85,7 +88,10 @@ def check_gguf(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
     For a float32 GGUF file, the top-1 token must also equal the reference's top-1 token at every position.
     """
     full = distances["full"]
-    detail = f"mean KL over {full.positions} positions, maximum absolute logit difference {full.max_abs:.2g}"
+    detail = (
+        f"mean KL from the reference over {full.positions} positions, "
+        f"maximum absolute logit difference {full.max_abs:.2g}"
+    )
     yield Check.at_most("mean KL", full.kl, GGUF_KL[storage], detail)
     if storage == "F32":
         yield Check.at_most(

@@ -1,9 +1,9 @@
 """Copy an artifact and replace the tuned values by the untuned base's values, quantised in the same way.
 
-In all supported quantisation types, each row is quantised independently of all other rows. Therefore, if an artifact's
-trained rows are replaced by the base's quantised rows, the result equals the base quantised by the artifact's
-quantiser. Tuned tensors without trained rows are replaced by the base's tensors, which the verification quantises as
-llama.cpp and ONNX Runtime do without an importance matrix.
+In all supported quantisation types, each row is quantised independently of all other rows. Because rows are quantised
+independently, an artifact whose trained rows are replaced by the base's quantised rows equals the base quantised by the
+artifact's quantiser. Tuned tensors without trained rows are replaced by the base's tensors, which the verification
+quantises as llama.cpp and ONNX Runtime do without an importance matrix.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
 
 
 def _put_back(matrix: StoredMatrix, want: Expected) -> None:
-    """Replace each row of ``matrix`` that tuning changed by the base's row; low-rank updates change all rows."""
+    """Write the untuned base's rows to ``matrix`` in place of all rows that tuning changed."""
     count = min(want.base.spec.n_rows, matrix.n_rows)
     whole = want.computed or want.full is not None
     ids = range(count) if whole else [row for row in sorted(want.rows) if row < count]

@@ -141,10 +141,11 @@ def _compare(name: str, want: Sequence[Any], got: Sequence[Any], unit: str) -> C
     wrong = [number for number, (expected, actual) in enumerate(zip(want, got, strict=False)) if expected != actual]
     if len(want) != len(got):
         wrong.append(min(len(want), len(got)))
-    detail = f"the results for {len(want)} {unit} match the tuned model"
+    detail = f"the results for {len(want)} {unit} equal the tuned model's results"
     if wrong:
         expected, actual = (str(side[wrong[0]]) if wrong[0] < len(side) else "nothing" for side in (want, got))
         start = next((index for index, pair in enumerate(zip(expected, actual, strict=False)) if pair[0] != pair[1]), 0)
         begin = max(0, start - 10)
-        detail = f"item {wrong[0]}: expected {expected[begin : begin + 40]!r}, found {actual[begin : begin + 40]!r}"
+        shown = slice(begin, begin + 40)
+        detail = f"item {wrong[0]} of the {unit}: expected {expected[shown]!r}, found {actual[shown]!r}"
     return Check(name=name, passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

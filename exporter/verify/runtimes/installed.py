@@ -28,7 +28,7 @@ TITLES: Final = {
 
 
 def installed(name: str) -> bool:
-    """Whether the runtime ``name`` is installed. The runtime's package is not imported."""
+    """Whether the runtime ``name`` is installed, determined without importing the runtime's package."""
     return _RUNTIMES[name].is_installed()
 
 

@@ -1,6 +1,6 @@
 """Run an ONNX model in ONNX Runtime on the CPU.
 
-A model runs in up to three modes: in one full pass, token by token with the KV cache, and in a padded batch.
+An ONNX model is run in up to three modes: in one full pass, token by token with the KV cache, and in a padded batch.
 """
 
 from __future__ import annotations

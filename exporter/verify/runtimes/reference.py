@@ -33,11 +33,11 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
 
     ``job`` has the keys checkpoint, adapters, vocab, sequences (rounding → sequences), base_sequences and continuations
     (rounding → pairs of a prompt and the tokens that an artifact chose).
-    ``base.N`` are the logits of the untuned model for sequence N of base_sequences. ``BF16.N``, for example, are the
-    tuned model's logits with the rounding BF16; ``BF16.best.N`` and ``BF16.behind.N`` are the scores of continuation N.
-    With the rounding BF16, norms and biases remain in fp32, as in a BF16 GGUF file. With the rounding ``BF16 whole``,
-    norms and biases are also rounded, as in a BF16 checkpoint. With the rounding ``F32``, the tuned model is not
-    rounded.
+    ``base.N`` are the logits of the untuned model for sequence N of base_sequences. For example, ``BF16.N`` are the
+    tuned model's logits for sequence N with the rounding BF16. ``BF16.best.N`` and ``BF16.behind.N`` are the scores of
+    continuation N. With the rounding BF16, norms and biases remain in fp32, as in a BF16 GGUF file. With the rounding
+    ``BF16 whole``, norms and biases are also rounded, as in a BF16 checkpoint. With the rounding ``F32``, the tuned
+    model is not rounded.
     """
     quiet()
     model = load_checkpoint(job["checkpoint"])

@@ -1,4 +1,4 @@
-"""Round the weights of the tuned model in the same way as a file with 16-bit weights.
+"""Round the weights of the tuned model to 16 bits, as in a file with 16-bit weights.
 
 Each tensor is rounded once, after the adapters have been added to the tensor.
 """

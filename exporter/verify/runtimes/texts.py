@@ -22,8 +22,8 @@ import transformers  # noqa: E402  # transformers looks for torch when imported
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Save one array per folder and per template, which contains a JSON object encoded as bytes.
 
-    The object of a folder has the keys encoded, decoded, plain and chats, or only the key failure (an error message).
-    The object of a template has only the key chats.
+    The JSON object of a folder has the keys encoded, decoded, plain and chats, or only the key failure (an error
+    message). The JSON object of a template has only the key chats.
 
     ``job`` has the keys folders (name → folder), ids (token sequences to decode), texts, chats and templates (name →
     chat template read from a file). The chat templates in ``templates`` are rendered with the tokenizer of the folder

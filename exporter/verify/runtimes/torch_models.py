@@ -189,7 +189,7 @@ def arguments(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
 
 
 def values(output: Any, positions: int) -> torch.Tensor:
-    """Return the logits of ``output``, or its last hidden state, as float32 with shape (positions, values).
+    """Return the logits or, for a model without logits, the last hidden state, as float32 of shape (positions, values).
 
     A classifier computes one row of logits for the whole text, and this row is repeated for every position.
     """

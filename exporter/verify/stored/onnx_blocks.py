@@ -1,6 +1,6 @@
 """Encode, decode and compare matrix rows in ONNX Runtime's block-quantised int4 and int8 layouts.
 
-The layouts are implemented without the exporter's quantisation code.
+Blocks are encoded and decoded without the exporter's quantisation code.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class BlockStorage:
     def decode(self, raw: Array) -> Array:
         """Dequantise the bytes of rows that ``encode`` quantised, and return a float64 array (n, hidden).
 
-        With 4 bits, each byte contains two quantised integers, the first in the lower half of the byte. Source: ONNX
-        Runtime's documentation of the operator MatMulNBits.
+        In 4-bit storage, each byte contains two quantised integers, and the lower half of the byte contains the first
+        integer. Source: ONNX Runtime's documentation of the operator MatMulNBits.
         """
         count = len(raw)
         codes, scales, zeros = self._split(raw)

@@ -61,7 +61,7 @@ def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: b
     if unseen:
         detail += (
             f"; in {unseen} of {len(starts)} blocks, the update is below the quantisation error "
-            "and can be verified only by the model's logits"
+            "and can be verified only by comparing the model's logits"
         )
     return Check(name=f"{use} updates", passed=True, detail=detail)
 

@@ -98,12 +98,12 @@ def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterato
     limit = QUANTISED_ERROR_PLAIN if storage in _PLAIN or BlockStorage.is_name(storage) else QUANTISED_ERROR
     for row, share in rows:
         if not share <= limit:
-            yield f"row {row}: the error relative to {target} is {share:.3g} times the error expected for {storage}"
+            yield f"row {row}: the difference from {target} is {share:.3g} times the quantisation error of {storage}"
             return
     if rows and not (median := float(np.median([share for _, share in rows]))) <= QUANTISED_ERROR_MEDIAN:
         yield (
-            f"the median error of {len(rows)} rows relative to {target} "
-            f"is {median:.3g} times the error expected for {storage}"
+            f"the median difference of {len(rows)} rows from {target} "
+            f"is {median:.3g} times the quantisation error of {storage}"
         )
 
 
@@ -137,7 +137,7 @@ def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: s
         return None
     arrived = 1 + float(np.vdot(decode(raw, storage) - best, update)) / size**2
     if not abs(arrived - 1) <= UPDATE_SHARE + UPDATE_ERRORS * noise:
-        return f"expected the adapter update to be added once in {storage}, found the update added {arrived:.3g} times"
+        return f"expected the adapter update to be added once in {storage}, found {arrived:.3g} times the update"
     return ""
 
 

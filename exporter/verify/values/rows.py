@@ -45,7 +45,7 @@ def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> 
 def _check_size(use: str, matrix: StoredMatrix, vocab: int) -> Check:
     passed = matrix.n_rows == vocab
     detail = (
-        f"the matrix has {vocab} rows" if passed else f"{matrix.name}: expected {vocab} rows, found {matrix.n_rows}"
+        f"{matrix.name} has {vocab} rows" if passed else f"{matrix.name}: expected {vocab} rows, found {matrix.n_rows}"
     )
     return Check(name=f"{use} size", passed=passed, detail=detail)
 

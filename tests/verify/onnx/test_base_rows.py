@@ -21,5 +21,5 @@ def test_biases_of_queries_keys_and_values_are_known_in_one_vector(tmp_path: Pat
     packed[-1] = np.nextafter(packed[-1], np.float32(np.inf))
     assert (
         base.vector_fault("layers.1.self_attn.qkv_proj.bias", packed)
-        == "the vector resembles a vector of the base, but some elements differ"
+        == "the 1-D tensor is close to a 1-D tensor of the base, but some elements differ"
     )
