@@ -26,7 +26,7 @@ class Recomputed(FullModule):
 
 
 def recomputed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[TokenRows | LowRank | FullModule]:
-    """Yield the adapter's edits, and replace each edit that only PEFT can apply by a ``Recomputed`` tensor."""
+    """Yield the adapter's changes of tensors; a ``Recomputed`` tensor replaces each change that only PEFT can apply."""
     if not any(isinstance(edit, ByPeft) for edit in adapter.edits):
         yield from (edit for edit in adapter.edits if not isinstance(edit, ByPeft))
         return

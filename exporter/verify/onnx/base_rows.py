@@ -180,7 +180,7 @@ def _bytes(rows: Array) -> Array:
 
 
 def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> bool:
-    """Whether at least one row in ``others`` comes directly after the row ``place`` in a concatenation of base tensors.
+    """Whether a row in ``others`` may come directly after the row ``place`` in a concatenation of base tensors.
 
     In a concatenation of base tensors, the first row of any tensor may follow the last row of a tensor.
     """

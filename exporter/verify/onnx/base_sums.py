@@ -39,7 +39,7 @@ class Sum:
 
 @dataclass
 class BaseSums:
-    """All expected sums of base tensors and updates, computed from one reference.
+    """All expected sums of base tensors and adapter updates of one tuned model.
 
     Peak memory: the size of the expected sums of one layer.
     """

@@ -169,7 +169,7 @@ def _values(file: GgufFile) -> dict[str, Any]:
 def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
     """Check that the patch did not change the name, type, shape or file of any tensor.
 
-    Only the embedding and the LM head may have more rows after the patch.
+    Only the embedding and the LM head may have more rows after the patch than before the patch.
     """
     wrong = []
     for old, new in zip(before.gguf.files, files, strict=True):

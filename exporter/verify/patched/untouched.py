@@ -21,7 +21,7 @@ Digests = Mapping[tuple[int, int], bytes]
 
 
 def sampled_rows(n_rows: int, changed: Collection[int]) -> list[tuple[int, int]]:
-    """Return one-row ranges for a sample of the rows that the patch must not change.
+    """Return ranges of one row each, for a sample of the rows that the patch must not change.
 
     The sample includes the rows next to changed rows, because a patch that writes at a wrong offset overwrites
     neighbouring rows.

@@ -49,7 +49,7 @@ def check_excess(
     artifact from the tuned model. base: distance of the quantised base from the untuned model, at the same positions.
     lengths: number of positions of each sequence. varied: number of positions where tuning affects the logits of all
     tokens of the vocabulary. At positions that ``varied`` excludes, tuning affects only the logits of trained tokens.
-    errors: the factor for the standard error in the limit.
+    errors: number of standard errors that the limit allows.
     """
     error = standard_error(tuned, base, lengths, varied)
     detail = (

@@ -107,7 +107,8 @@ def _check_max_abs(name: str, distance: Distance, limit: float) -> Check:
 def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequence[int]) -> Check:
     """Check that each token that the artifact decoded greedily has the highest logit in the reference, up to noise.
 
-    continuations: for each prompt, the number N in the names of the reference arrays that score the artifact's tokens.
+    continuations: for each prompt, the number N of the reference arrays ``best.N`` and ``behind.N`` that score the
+    artifact's tokens.
     """
     total = undecided = 0
     for number, continuation in enumerate(continuations):

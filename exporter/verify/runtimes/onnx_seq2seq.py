@@ -1,9 +1,9 @@
 """Run an ONNX encoder-decoder in ONNX Runtime on the CPU, with the input names of Optimum and transformers.js.
 
-The encoder and the decoder receive the same sequences. The run modes are one pass, token by token with the KV cache,
-and a padded batch. Sequences are padded on the right, because tokenizers of encoder-decoders pad on the right. Padding
-does not change the results, because the encoder masks the padding, and the causal decoder processes the real tokens
-before the padding.
+The encoder and the decoder receive the same sequences. An encoder-decoder is run in up to three modes: in one full
+pass, token by token with the KV cache, and in a padded batch. Sequences are padded on the right, because tokenizers of
+encoder-decoders pad on the right. Padding does not change the results, because the encoder masks the padding, and the
+causal decoder processes the real tokens before the padding.
 """
 
 from __future__ import annotations

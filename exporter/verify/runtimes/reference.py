@@ -29,7 +29,7 @@ _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save the untuned model's logits and, for each rounding, the tuned model's logits and its scores of greedy tokens.
+    """Save logits of the untuned model and, for each rounding, logits and scores of greedy tokens of the tuned model.
 
     ``job`` has the keys checkpoint, adapters, vocab, sequences (rounding → sequences), base_sequences and continuations
     (rounding → pairs of a prompt and the tokens that an artifact chose).

@@ -91,8 +91,8 @@ def encode(rows: Array, storage: str) -> Array:
     the gguf package is used for the types that the package supports. The gguf package contains ports of ggml's
     quantize_row_*_ref functions.
 
-    Raises MissingDependency if only ggml supports the type and ggml is not installed. Raises the errors NotExpressible
-    and BadInput of ggml.quantize_rows.
+    Raises MissingDependency if only ggml supports the type and ggml is not installed. The errors NotExpressible and
+    BadInput that ggml.quantize_rows raises are passed on.
     """
     if storage in FLOATS:
         return np.ascontiguousarray(cast(rows, storage)).view(np.uint8).reshape(len(rows), -1)

@@ -49,7 +49,7 @@ class BlockStorage:
     def parse(cls, name: str) -> Self:
         """Return the block quantisation type with the given name.
 
-        The name must be a result of ``str(block_storage)``.
+        The name must have the form that ``str`` returns for a block quantisation type.
         """
         match = _NAME.fullmatch(name)
         assert match, name
