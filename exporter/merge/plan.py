@@ -28,7 +28,7 @@ from exporter.merge.vocabulary.tokens import rows_after, vocabulary
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.quantised import quantiser_floats
 from exporter.sources.hf.safetensors import FileTensor
-from exporter.sources.hf.tables import TokenTable, resize_config, token_tables
+from exporter.sources.hf.tables import TokenTable, replaced_biases, resize_config, token_tables
 from exporter.sources.hf.tie import Tie
 from exporter.sources.hf.tokenizer import Tokenizer
 from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
@@ -175,6 +175,8 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
     entries = _ledger_entries(gathered, resolved)
     sources = dict(padded(checkpoint, sources, vocab, tokenizer))
     grown = grown_tables(checkpoint, sources, vocab)
+    if grown:
+        sources |= {name: sources[bias] for name, bias in replaced_biases(checkpoint).items()}
     return MergePlan(
         checkpoint,
         adapters,

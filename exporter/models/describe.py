@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.models.generate import conversions, describe_class, text_classes
+from exporter.models.generate import conversions
+from exporter.models.generate_class import describe_class, text_classes
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -36,7 +36,8 @@ class ClassFacts(msgspec.Struct, frozen=True):
     key of the vocabulary size) for every parameter with a vocabulary axis. ignored: patterns of stored tensors that the
     class does not load. submodels: a tuple (module path, class, path of the nested config, model type) for every nested
     model. transposed: modules whose weights have the shape (in, out) instead of (out, in). parameters: the names of all
-    parameters and buffers that do not belong to a nested model.
+    parameters and buffers that do not belong to a nested model. bias_copies: the parameters that transformers replaces
+    by the bias of the head when it resizes the vocabulary.
     """
 
     prefix: str
@@ -49,6 +50,7 @@ class ClassFacts(msgspec.Struct, frozen=True):
     submodels: Sequence[tuple[str, str, str, str]]
     transposed: Sequence[str]
     parameters: Sequence[str]
+    bias_copies: Sequence[str] = ()
 
 
 class Operation(msgspec.Struct, frozen=True):

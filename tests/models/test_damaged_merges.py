@@ -47,6 +47,7 @@ MERGE_DAMAGES: Mapping[str, tuple[str, str, Damage]] = {
             ]
         ),
     ),
+    "a replaced bias is missing": ("bert:mlm+untied", "bert", with_fact(BERT, "bias_copies", [])),
     "a tie is missing": ("llama+tied", "llama", with_fact("LlamaForCausalLM", "ties", [])),
 }
 

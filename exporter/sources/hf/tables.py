@@ -53,6 +53,20 @@ def token_tables(checkpoint: Checkpoint) -> list[TokenTable]:
     return tables
 
 
+def replaced_biases(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return {name of a stored bias: name of the head's stored bias, which replaces it when the vocabulary is resized}.
+
+    An example is ``cls.predictions.bias`` of a BERT model with a separate head: ``resize_token_embeddings`` makes it
+    the same parameter as ``cls.predictions.decoder.bias``. Without a resize, the two biases may differ.
+    """
+    modules = checkpoint.modules
+    if modules is None or checkpoint.tie.tied or modules.architecture.head is None:
+        return {}
+    bias = modules.stored_name(f"{modules.architecture.head}.bias")
+    copies = [modules.stored_name(name) for name in modules.architecture.facts.bias_copies]
+    return {name: bias for name in copies if bias and name and name != bias}
+
+
 def _own_keys(modules: ModuleMap) -> set[str]:
     """Return the dotted config keys that contain the vocabulary size of the embedding and of per-layer embeddings."""
     embedding = f"{modules.architecture.embedding}.weight"

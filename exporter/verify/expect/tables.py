@@ -5,19 +5,19 @@ The added values are those of ``resize_token_embeddings`` in transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from exporter.sources.hf.checkpoint import Checkpoint
-from exporter.sources.hf.tables import token_tables
+from exporter.sources.hf.tables import replaced_biases, token_tables
 from exporter.sources.hf.tokenizer import token_ids
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import read
 from exporter.verify.expect.expected import Expected
 
 
-def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: Mapping[str, Expected]) -> None:
+def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: dict[str, Expected]) -> None:
     """Extend output biases by zeros or the mean bias, and embeddings by rows of zeros for unused token ids.
 
     A token id is unused if no tokenizer contains a token with this id, as happens if the vocabulary size was rounded
@@ -36,6 +36,8 @@ def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: Map
             want.rows |= {token_id: np.asarray(mean) for token_id in range(shape[0], vocab)}
         elif unused := set(range(shape[0], vocab)) - want.rows.keys() - _tokens(checkpoint, adapters):
             want.rows |= {token_id: np.zeros(shape[1]) for token_id in unused}
+    for name, bias in replaced_biases(checkpoint).items():
+        wanted[name] = wanted[bias]
 
 
 def _tokens(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> set[int]:
