@@ -176,7 +176,7 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
     sources = dict(padded(checkpoint, sources, vocab, tokenizer))
     grown = grown_tables(checkpoint, sources, vocab)
     if grown:
-        sources |= {name: sources[bias] for name, bias in replaced_biases(checkpoint).items()}
+        sources |= {name: (bias, _without_copy(sources[bias][1])) for name, bias in replaced_biases(checkpoint).items()}
     return MergePlan(
         checkpoint,
         adapters,
@@ -191,6 +191,11 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
         grown,
         warnings=gathered.warnings,
     )
+
+
+def _without_copy(change: Change) -> Change:
+    """Return ``change``, or no change if PEFT trained a copy of the module, which the base's own parameter ignores."""
+    return NO_CHANGE if change.replaced and not change.replaced.in_place else change
 
 
 def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]:

@@ -13,6 +13,7 @@ import transformers
 from exporter.models import generate
 from exporter.models.data import CLASSES, CONVERSIONS, FOLDER
 from exporter.models.facts import transformers_version
+from exporter.models.generate_class import describe_class, text_classes
 
 #: Classes with a plain head, a tie, a bias of the head, stacked experts, nested models and no head.
 CLASS_NAMES = {
@@ -44,7 +45,7 @@ def test_the_conversions_are_those_of_transformers() -> None:
 
 
 def test_the_tasks_of_every_type_are_those_of_transformers() -> None:
-    types = generate.text_classes()
+    types = text_classes()
     assert data(CONVERSIONS)["bases"] == {name: entry["base"] for name, entry in types.items() if entry["base"]}
     listed = [path.stem for path in Path(FOLDER).glob("*.json") if path.name not in (CONVERSIONS, CLASSES)]
     assert {name: data(f"{name}.json")["tasks"] for name in listed} == {name: types[name]["tasks"] for name in listed}
@@ -55,7 +56,7 @@ def test_the_facts_about_a_class_are_those_of_transformers(
     model_type: str, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     name = CLASS_NAMES[model_type]
-    _, facts, error = generate.describe_class(name)
+    _, facts, error = describe_class(name)
     assert error == ""
     assert plain(facts) == data(f"{model_type}.json")["classes"][name]
     assert data(CLASSES)[name] == model_type
@@ -64,7 +65,7 @@ def test_the_facts_about_a_class_are_those_of_transformers(
 
 
 def test_a_class_that_its_default_config_cannot_build_has_the_error() -> None:
-    _, facts, error = generate.describe_class("LlamaConfig")
+    _, facts, error = describe_class("LlamaConfig")
     assert facts is None
     assert error.startswith("AttributeError: ")
 

@@ -26,6 +26,10 @@ def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: dic
     vocab = wanted[checkpoint.tie.embedding].n_rows
     if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
         return
+    for name, bias in replaced_biases(checkpoint).items():
+        full = wanted[bias].full
+        # The head that PEFT trains through modules_to_save is a copy, whose bias replaces no other parameter.
+        wanted[name] = Expected(wanted[bias].base) if full and not full.in_place else wanted[bias]
     for table in token_tables(checkpoint):
         want = wanted[table.name]
         shape = want.source.spec.shape
@@ -36,8 +40,6 @@ def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: dic
             want.rows |= {token_id: np.asarray(mean) for token_id in range(shape[0], vocab)}
         elif unused := set(range(shape[0], vocab)) - want.rows.keys() - _tokens(checkpoint, adapters):
             want.rows |= {token_id: np.zeros(shape[1]) for token_id in unused}
-    for name, bias in replaced_biases(checkpoint).items():
-        wanted[name] = wanted[bias]
 
 
 def _tokens(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> set[int]:
