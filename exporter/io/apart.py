@@ -12,9 +12,9 @@ from exporter.errors import UsageError
 def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = (), hint: str = "") -> None:
     """Raise UsageError if writing ``out`` would replace an input or a folder that contains an input.
 
-    The option --force does not prevent the error. inputs: input files and folders. whole: input folders that must not
-    contain ``out``. hint: text that is appended to the error message in parentheses. A path with a symlink loop raises
-    no error here, because the code that later opens the path reports the loop.
+    Even with --force, ttexport never overwrites an input. inputs: input files and folders. whole: input folders that
+    must not contain ``out``. hint: text that is appended to the error message in parentheses. A path with a symlink
+    loop raises no error here, because the code that later opens the path reports the loop.
     """
     outs, folders = _names(out), set(whole)
     above = {parent for name in outs for parent in name.parents}

@@ -156,7 +156,7 @@ class ChunkWriter:
         """Copy the chunk from the input file to the output file with the system call copy_file_range.
 
         Returns False if the chunk is not a single input range, or if the kernel cannot copy between the two files. The
-        system call is used only if the output file system does not support direct I/O.
+        system call copy_file_range is used only if the output file system does not support direct I/O.
         """
         if not self._kernel_copy or len(chunk.ranges) != 1 or chunk.ranges[0][1].nbytes != chunk.nbytes:
             return False

@@ -34,7 +34,7 @@ def opened(path: Path) -> Iterator[tuple[FileIO, int]]:
     with reading(path), FileIO(path, opener=_open_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            actual = _FILE_TYPES.get(stat.S_IFMT(status.st_mode), "a file of another type")
+            actual = _FILE_TYPES.get(stat.S_IFMT(status.st_mode), "a special file")
             raise UnreadableFile(path, f"expected a regular file, found {actual}")
         yield file, status.st_size
 

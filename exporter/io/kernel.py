@@ -32,9 +32,9 @@ _UNSUPPORTED: Final = (
 def reserve(fd: int, offset_bytes: int, nbytes: int) -> None:
     """Reserve disk space for a file, so that a full disk is detected before the file is written.
 
-    Does nothing if the file system cannot reserve space. Raises OSError if the disk does not have enough free space. If
-    the file system cannot reserve space, posix_fallocate would write to every block of the file; this function does
-    not.
+    Does nothing if the file system cannot reserve space. Raises OSError if the disk does not have enough free space.
+    The function does not call posix_fallocate, which writes to every block of the file if the file system cannot
+    reserve space.
     """
     call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if call is None or nbytes <= 0:

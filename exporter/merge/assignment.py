@@ -19,7 +19,7 @@ def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
     A destination is ``EMBEDDING``, ``HEAD`` or the name of a stored tensor. Raises TensorMismatch if the base model
     lacks the module of the edit, and NotExpressible if the edit cannot be applied to the stored tensors.
     """
-    assert not isinstance(edit, ByPeft), "expected merged_by_peft to have replaced the change"
+    assert not isinstance(edit, ByPeft), "merged_by_peft must first replace changes that only PEFT can merge"
     if isinstance(edit, Replacement) and edit.bias is not None:
         return {**assign(checkpoint, replace(edit, bias=None)), **assign(checkpoint, edit.bias)}
     parameter = "weight" if isinstance(edit, TokenRows) else edit.parameter
@@ -53,8 +53,9 @@ def _refuse_shared_layer(checkpoint: Checkpoint, edit: Edit, parameter: str) -> 
     if shared and any(pattern_of(name) in shared for name in modules.spellings(edit.module, parameter)):
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            f"several layers of the base share the stored tensor of {edit.module}, and PEFT trains an update per layer",
-            instead="train without the shared modules: list the others in target_modules",
+            f"several layers of the base share the stored tensor of {edit.module}, "
+            "but PEFT trains one update per layer",
+            instead="list only modules without shared tensors in target_modules, and train again",
         )
 
 
@@ -103,7 +104,10 @@ def _part_of(edit: Edit, place: Place, number: int) -> Edit:
     part = place.parts[number]
     if isinstance(edit, LowRank):
         if edit.magnitude is not None and not part.covers_axis(-1):
-            _refuse_part(edit, "DoRA needs the norms of whole rows of the module's weight")
+            _refuse_part(
+                edit,
+                "the base stores each row of the weight in several tensors, but DoRA needs the norms of whole rows",
+            )
         return replace(edit, part=part)
     if isinstance(edit, FullModule) and edit.tensor.spec.shape == place.shape and part.covers_stored:
         from exporter.sources.peft.parts import PartTensor  # a lazy import: few merges need the module
@@ -122,8 +126,8 @@ def refuse_one_side(edit: Edit) -> None:
     """Raise NotExpressible, because the edit changes the embedding only in the encoder or only in the decoder."""
     raise NotExpressible(
         f"{edit.path}: {edit.key}",
-        f"encoder and decoder each compute with an embedding module of their own, and PEFT trained only {edit.module}",
-        instead="train the same token rows for embedding and head, so that PEFT trains encoder and decoder",
+        f"encoder and decoder use separate embedding modules, but PEFT trained only {edit.module}",
+        instead="train the same token rows for embedding and head; PEFT then trains both embedding modules",
     )
 
 
@@ -136,7 +140,7 @@ def assign_bias(checkpoint: Checkpoint, edit: LowRank) -> dict[str, Edit]:
     if place is None:
         raise NotExpressible(
             f"{edit.path}: {edit.bias.spec.name if edit.bias else edit.key}",
-            f"{edit.module} has no bias in the base, and the architecture cannot store a bias",
+            f"{edit.module} has no bias in the base, so there is no tensor to which the LoRA bias can be added",
             instead="train without lora_bias",
         )
     if place.name is not None:

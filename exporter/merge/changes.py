@@ -64,10 +64,10 @@ NO_CHANGE: Final = Change()
 class Consumed:
     """A tensor of an adapter file and the rule that merges the tensor.
 
-    destination: destination of the tensor, or None if the tensor does not change the base model. edit: the edit that
-    contains the tensor. If an edit contains several tensors, ``edit`` is set for only one of the tensors, so that the
-    edit is applied once. If the tensor repeats another adapter tensor or a base tensor, ``edit`` is None. by_name: maps
-    the name of each stored tensor that changes to the part of the edit for that stored tensor.
+    destination: name of the base tensor that changes, or None if the adapter tensor has no effect of its own. edit: the
+    edit that contains the tensor. If an edit contains several tensors, ``edit`` is set for only one of the tensors, so
+    that the edit is applied once. If the tensor repeats another adapter tensor or a base tensor, ``edit`` is None.
+    by_name: maps the name of each stored tensor that changes to the part of the edit for that stored tensor.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class Consumed:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The changes to each destination, and the adapter tensors from which the changes were derived."""
+    """The changes to each destination (a base tensor), and the adapter tensors from which the changes were derived."""
 
     changes: dict[str, Change]
     consumed: Sequence[Consumed]
@@ -92,7 +92,7 @@ class Gathered:
 
 
 def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
-    """Group the edits of all adapters by destination.
+    """Collect the changes of all adapters, grouped by the base tensor that changes.
 
     Raises TensorMismatch if the base model lacks the module of an edit, and BadInput if two adapters set values of the
     same token row or of the same tensor. Raises LedgerError if no merge rule or more than one merge rule handles an
@@ -217,7 +217,7 @@ def _require_same(first: Edit, edit: Edit) -> None:
     if not same:
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            f"the values differ from {first.key}, but the model stores a single tensor for both names",
+            f"the values differ from {first.key}, but the model uses a single tensor for both names",
         )
 
 
@@ -232,7 +232,7 @@ def _add(change: Change, destination: str, edit: Edit) -> Change:
                 f"found that {change.replaced.path} also sets {destination}"
             )
         return replace(change, replaced=change.replaced or edit)
-    assert isinstance(edit, LowRank), "expected merged_by_peft to have replaced the change"
+    assert isinstance(edit, LowRank), "merged_by_peft must first replace changes that only PEFT can merge"
     if edit.bias is not None and destination.endswith("bias"):
         return replace(change, biases=(*change.biases, edit))
     if any((update.magnitude or edit.magnitude) and not _are_disjoint(update, edit) for update in change.updates):

@@ -28,8 +28,8 @@ def factor_shapes(update: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
 def factors(update: LowRank, *, stacked: bool) -> tuple[Array, Array]:
     """Return the float32 factors of a matrix: ``down`` with shape (rank, in) and ``up`` with shape (out, rank).
 
-    stacked: whether the parameter is a stack of experts. For a stack, the shapes are (experts, rank, in) and (experts,
-    out, rank). Source for the layout of stacked factors: PEFT's class ParamWrapper.
+    stacked: whether the parameter is a stack of experts. For a stack of experts, the shapes are (experts, rank, in) and
+    (experts, out, rank). Source for the layout of stacked factors: PEFT's class ParamWrapper.
     """
     down, up = _as_f32(update.down), _as_f32(update.up)
     if not stacked:

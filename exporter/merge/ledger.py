@@ -39,6 +39,6 @@ class Ledger:
         for name, rule in self._taken.items():
             if rule is None:
                 raise LedgerError(
-                    self.path, name, expected=f"one {self._what}", found="none, so that the tensor would be lost"
+                    self.path, name, expected=f"one {self._what}", found=f"no {self._what}, so the tensor would be lost"
                 )
         return {name: rule for name, rule in self._taken.items() if rule is not None}

@@ -70,7 +70,7 @@ class MergedTensor:
     def segments(self) -> Iterator[ByteRange | Array]:
         """Yield all rows in order: unchanged rows as byte ranges of the input file, and changed rows as arrays.
 
-        Each array is at most as large as the block size.
+        Each array contains one block of rows, of about 512 KB.
         """
         spec, stored = self.spec, self.source.spec
         at = 0
@@ -80,7 +80,7 @@ class MergedTensor:
             yield from self._blocks(start, stop, spec.row_nbytes)
             at = stop
         if at < spec.n_rows:
-            assert spec.n_rows <= stored.n_rows, "expected a pass for every added row"
+            assert spec.n_rows <= stored.n_rows, "a merge pass must set the values of every added row"
             yield self._range(at, spec.n_rows)
 
     def _blocks(self, start: int, stop: int, row_nbytes: int) -> Iterator[Array]:

@@ -144,10 +144,10 @@ class Term:
 class AddLowRank(_Everywhere):
     """Add updates to a weight in float32 (float64 for a float64 tensor), then round the sum once to ``dtype``.
 
-    terms: a function that reads and returns the updates. The function is called only when the first rows are computed,
-    so that a merge plan keeps no update in memory. A DoRA update also rescales the weight; therefore no second update
-    may change the same weight. Sources: LoRA (Hu et al. 2021), and DoRA (Liu et al. 2024) equation 5, as computed by
-    PEFT.
+    terms: a function that reads and returns the updates. The function ``terms`` is called only when the first rows are
+    computed, so that a merge plan keeps no update in memory. A DoRA update also rescales the weight; therefore no
+    second update may change the same weight. Sources: LoRA (Hu et al. 2021), and DoRA (Liu et al. 2024) equation 5, as
+    computed by PEFT.
     """
 
     terms: Callable[[], Sequence[Term]]

@@ -1,6 +1,6 @@
 """Plans a merge: decides which base tensors change, and by which computations.
 
-Planning reads no tensor of the base model.
+The planning of a merge reads no tensor values of the base model.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ __all__ = ["LEVELS", "PatchPlan", "PatchSpec", "is_patchable", "patch_json", "pl
 
 
 def plan_patch(spec: PatchSpec) -> PatchPlan:
-    """Plan a patch; of the base artifact, only the headers and a few rows are read.
+    """Plan a patch from the adapters, and from the headers and a few rows of the base artifact.
 
     Raises BadInput for an input that does not fit, NotExpressible if the artifact cannot be patched, UsageError for
     options that contradict each other, and MissingDependency if the requested verification needs a missing package.
@@ -35,7 +35,7 @@ def plan_patch(spec: PatchSpec) -> PatchPlan:
         require_renderers()
         out = spec.base if spec.in_place else spec.out
         if out and out.resolve() in (folder := spec.report.resolve(), *folder.parents):
-            raise UsageError(f"--report {spec.report}: expected a report folder outside of OUT")
+            raise UsageError(f"--report {spec.report}: expected a report folder outside of the patched model {out}")
     base_format = detect(spec.base)
     if spec.level == "full":
         runtimes = ["transformers", "onnxruntime"] if base_format == "onnx" else ["transformers"]
@@ -75,5 +75,5 @@ def restore(base: Path) -> bool:
 
 
 def is_patchable(paths: Sequence[Path]) -> bool:
-    """Whether ``ttexport plan`` must plan a patch, not a merge: the first path is a .gguf file or an ONNX folder."""
+    """Whether ``paths`` are the arguments of a patch: a .gguf file or an ONNX folder, followed by adapters."""
     return paths[0].suffix == ".gguf" or (len(paths) > 1 and has_model(paths[0]))

@@ -63,7 +63,7 @@ def prove_base(
     if head is not None:
         source = tie.embedding if tie.tied or tie.head is None else tie.head
         count += _compare(head, base, base.tensors[source])
-    return f"{count} rows re-encoded and compared"
+    return f"{count} rows of the checkpoint encoded again and equal to the stored rows"
 
 
 def recorded_provenance(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -88,7 +88,10 @@ def _compare(matrix: VocabRows, base: Checkpoint, stored: FileTensor) -> int:
     if stored.spec.shape != matrix.shape or stored.spec.dtype not in FLOATS:
         actual = f"{stored.spec.dtype} {stored.spec.shape} in {base.path}"
         raise TensorMismatch(
-            matrix.path, matrix.name, expected=f"a floating-point base matrix of shape {matrix.shape}", found=actual
+            matrix.path,
+            matrix.name,
+            expected=f"a floating-point matrix of shape {matrix.shape} in the base",
+            found=actual,
         )
     rows = sample(matrix.shape[0])
     for row in rows:

@@ -71,7 +71,7 @@ def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], prog
         if journal_of(path).exists():
             raise OutputError(
                 path,
-                "an in-place patch of this model was interrupted; run the patch again to undo the interrupted patch",
+                "an in-place patch of this model was interrupted; run the patch again to restore the old bytes",
             )
         _write_journal(path, dict(_old(changes)))
         try:

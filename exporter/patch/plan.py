@@ -175,7 +175,7 @@ class PatchPlan(ABC):
         from exporter.verify.run import verify  # imported here, because only level full needs a runtime
 
         if not report.passed:
-            return replace(report, skipped=[Skip("run", "the comparison with the base failed")])
+            return replace(report, skipped=[Skip("run", "the comparison of the patched model with the base failed")])
         [run] = verify([path], self._reference(), level="full", say=hooks.say)
         # Both reports contain checks of tokenizer files and special ids. The prefix makes the names of the checks
         # distinct.
@@ -187,7 +187,7 @@ class PatchPlan(ABC):
     def _reference(self) -> Reference:
         """Open the base and the adapters again, so that verification does not reuse data that the patch has read."""
         base = self.inputs.base
-        assert base is not None, "verification level full requires a base checkpoint"
+        assert base is not None, "verification at level full requires a base checkpoint"
         return Reference.open(base.path, [adapter.path for adapter in self.adapters])
 
 

@@ -145,7 +145,7 @@ def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
         if first is not edit and not _same(first, edit):
             raise NotExpressible(
                 f"{edit.path}: {edit.key}",
-                f"expected the same rows as in {first.key}, which also sets the {use}, found different rows",
+                f"expected the rows of {first.key}, because both tensors set the {use}, found different rows",
             )
     return uses
 
@@ -160,7 +160,7 @@ def _refuse(base: VocabTensors, edit: Edit) -> NoReturn:
     if isinstance(edit, FullModule) and edit.in_place and vocabulary:
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            "patch needs the base checkpoint to find the trained rows in this whole vocabulary matrix",
+            "this tensor is a whole embedding or LM head, in which patch can find the trained rows only with the base",
             instead="use --base CHECKPOINT in place of --trust-base, or save the adapter with PEFT's "
             "save_pretrained(…, save_embedding_layers=False)",
         )

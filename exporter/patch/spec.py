@@ -72,7 +72,7 @@ class PatchSpec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The opened adapters and base checkpoint of a patch, and their locations.
+    """The opened adapters and the opened base checkpoint of a patch, with the paths or hub repositories of both.
 
     base: the base checkpoint, or None if the patch needs no base checkpoint. If a base checkpoint is given, a whole
     resized embedding in an adapter is reduced to the rows that resizing added. trusted: whether to patch the base
@@ -89,8 +89,8 @@ class Inputs:
     def open(cls, spec: PatchSpec) -> Inputs:
         """Open the adapters and the base checkpoint, and read their headers.
 
-        If an adapter contains a whole resized embedding, the function also compares that embedding with the base, which
-        reads the whole embedding, to find the rows that resizing added.
+        A whole resized embedding in an adapter is also read and compared with the base, to find the rows that resizing
+        added.
 
         Raises BadInput, NotExpressible, UsageError.
         """
@@ -117,7 +117,7 @@ class Inputs:
         """
         if self.trusted:
             return "trusted"
-        assert self.base is not None, "a base checkpoint is required unless the base is trusted"
+        assert self.base is not None, "without --trust-base, a base checkpoint is required"
         return compare(self.base)
 
     def provenance(self, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -175,7 +175,7 @@ def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located | None
     name = names.pop() if len(names) == 1 else None
     if name is not None and Path(name).is_dir():
         return Located(Path(name))
-    actual = f"the base {name!r}, which is not a folder" if name else "no base folder that all adapters name"
+    actual = f"the base {name!r}, which is not a folder" if name else "no base folder named by all adapters"
     if spec.level == "full":
         raise UsageError(
             f"--verify full: expected --base CHECKPOINT or a base folder named by the adapters, found {actual}"

@@ -1,4 +1,4 @@
-"""Injects an adapter, with an unmodified PEFT, into a small model that contains only the modules to change."""
+"""Injects an adapter, with the unmodified PEFT library, into a model that contains only the modules to change."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _hollow(shape: Sequence[int]) -> torch.Tensor:
 def _module(
     checkpoint: Checkpoint, adapter: Adapter, change: ByPeft, *, weight: torch.Tensor | None
 ) -> tuple[Layout, torch.nn.Module]:
-    """Create the module that ``change`` changes.
+    """Create the torch module that the adapter's change ``change`` modifies.
 
     Returns (layout of the weight, module). weight: the weight, or None to use zeros that need no memory.
     """

@@ -69,7 +69,7 @@ def _layout(checkpoint: Checkpoint, change: ByPeft, weight: Place, *, in_out: bo
     if len(weight.shape) != 2:
         raise NotExpressible(
             f"{change.path}: {change.key}",
-            f"--via peft merges vectors and matrices, and the weight of {change.module} has the shape {weight.shape}",
+            f"--via peft merges only vectors and matrices, but {change.module} has a weight of shape {weight.shape}",
         )
     if use_of(checkpoint, change.module) == EMBEDDING:
         return "embedding"

@@ -133,7 +133,7 @@ def test_updates_of_a_block_that_several_layers_share_are_refused(
     ("name", "recipe", "reason"),
     [
         ("fsmt", zoo.lora_adapter, "embedding and head have separate vocabularies"),
-        ("moshi", zoo.lora_adapter, "computes the number of rows from other settings"),
+        ("moshi", zoo.lora_adapter, "computes the number of embedding rows from other settings"),
         ("molmo2", zoo.rows_adapter, "stores the input embedding in several tensors"),
     ],
 )

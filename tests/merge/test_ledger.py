@@ -27,7 +27,7 @@ def test_a_tensor_without_a_rule_is_named() -> None:
     account = ledger()
     account.take("one", "first")
     with pytest.raises(
-        LedgerError, match=r"^a\.safetensors: two: expected one rule, found none, so that the tensor would be lost$"
+        LedgerError, match=r"^a\.safetensors: two: expected one rule, found no rule, so the tensor would be lost$"
     ):
         account.close()
 
@@ -56,7 +56,7 @@ def mutate(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [("drop", "none, so that the tensor would be lost"), ("double", "found two: ")]
+    ("change", "message"), [("drop", "found no rule, so the tensor would be lost"), ("double", "found two: ")]
 )
 def test_a_rule_that_goes_missing_or_fires_twice_stops_the_merge(
     change: str, message: str, tiny_adapter: Path, tiny_tied: Path, monkeypatch: pytest.MonkeyPatch
@@ -76,7 +76,7 @@ def test_a_writer_that_forgets_a_tensor_or_repeats_one_is_stopped(tiny_tied: Pat
     account = model.ledger()
     for name in others:
         account.take(name, "written")
-    with pytest.raises(LedgerError, match=f"{first}: expected one writer, found none"):
+    with pytest.raises(LedgerError, match=f"{first}: expected one writer, found no writer"):
         account.close()
     with pytest.raises(LedgerError, match="expected one writer, found two"):
         account.take(others[0], "written again")

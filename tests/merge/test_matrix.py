@@ -90,7 +90,7 @@ def refusal(family: str, layout: str, kind: str) -> tuple[type[TTExportError], s
     if kind == "lora bias" and not FAMILIES[family].biased:
         return NotExpressible, "has no bias in the base"
     if family == "t5" and kind in ONE_SIDE:
-        return NotExpressible, "encoder and decoder each compute with an embedding module of their own"
+        return NotExpressible, "encoder and decoder use separate embedding modules, but PEFT trained only "
     if family == "t5" and kind in WITHOUT_EFFECT:
         return None
     if family == "t5" and kind == "new tokens in saved modules":
@@ -98,7 +98,7 @@ def refusal(family: str, layout: str, kind: str) -> tuple[type[TTExportError], s
         wanted = "the adapters change only the head"
         return (NotExpressible, wanted) if tied else (BadInput, "expected the adapters to set the new rows")
     if tied and kind in NOT_RUNNABLE:
-        return NotExpressible, "a single tensor for both"
+        return NotExpressible, "the model uses a single tensor for both names"
     if tied and (kind in SPLIT_THE_TIE or (family == "gpt2" and kind in UNKNOWN_TO_PEFT)):
         return NotExpressible, "--untie"
     if not tied and kind in HEADLESS and family == "t5":

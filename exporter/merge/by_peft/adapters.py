@@ -1,4 +1,4 @@
-"""Replaces each change that only PEFT can merge with a tensor whose values PEFT computes when the tensor is read."""
+"""Replaces changes that only PEFT can merge by whole tensors, which PEFT computes when a tensor is first read."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def adapter_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
 def _different(name: str, first: Path, path: Path) -> BadInput:
     expected = f"the same content as {first}"
     if _is_of_tokenizer(name):
-        expected += ", or a tokenizer with the same settings and tokens and additional added tokens"
+        expected += ", or a tokenizer that differs only by additional added tokens"
     return BadInput(f"{path}: expected {expected}, found different content")
 
 

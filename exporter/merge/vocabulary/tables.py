@@ -42,7 +42,7 @@ def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[T
     if checkpoint.modules is not None and not described_keys(checkpoint):
         raise NotExpressible(
             f"{checkpoint.path}: {checkpoint.tie.embedding}",
-            "the class of the model computes the number of rows from other settings, so it could not load more rows",
+            "the model class computes the number of embedding rows from other settings, so no rows can be added",
             instead="train only rows of tokens that the base already has",
         )
     _require_one_vocabulary(checkpoint)
@@ -60,8 +60,8 @@ def padded(checkpoint: Checkpoint, sources: Sources, vocab: int, tokenizer: Toke
     """Return ``sources`` with new rows of zeros in the additional embeddings, for new ids that belong to no token.
 
     New ids belong to no token if the vocabulary size was rounded up, for example to a multiple of 64. The adapter file
-    may lack rows for these ids, and the model never reads such rows. Without a tokenizer, ``sources`` is returned
-    unchanged, because every id may belong to a token.
+    may lack rows for ids that belong to no token, and the model never reads these rows. Without a tokenizer,
+    ``sources`` is returned unchanged, because every id may belong to a token.
     """
     if tokenizer is None or vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
         return sources
@@ -91,7 +91,7 @@ def _require_one_vocabulary(checkpoint: Checkpoint) -> None:
     if embedding and head and embedding != head:
         raise NotExpressible(
             f"{checkpoint.path}: {embedding}, {head}",
-            "embedding and head have separate vocabularies, and an added token belongs to one of the two",
+            "embedding and head have separate vocabularies, so an added token would need two ids",
             instead="train only rows of tokens that the base already has",
         )
 
@@ -105,8 +105,8 @@ def _require_rows(checkpoint: Checkpoint, table: TokenTable, change: Change, sha
         module = table.parameter.removesuffix(".weight")
         raise BadInput(
             f"{checkpoint.path}: {table.name}: expected the adapters to set the new rows {shape[0]} to {vocab - 1} of "
-            f"this further embedding, found no row for token {missing}; train the rows as well: add "
-            f"{module.rpartition('.')[2]!r} to trainable_token_indices, or train on a base with the new tokens"
+            f"this additional embedding, found no row for token {missing}; add {module.rpartition('.')[2]!r} to "
+            "trainable_token_indices to train these rows, or train on a base with the new tokens"
         )
 
 

@@ -93,7 +93,7 @@ def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> To
     if (row := first_difference(edit.tensor, base, n_base)) is not None:
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            f"patch replaces only rows of the vocabulary, but row {row} of this whole matrix differs from "
+            f"patch can replace only token rows, but row {row} of this whole matrix differs from "
             f"{base.place.path}; the whole matrix was trained, or the adapter was trained on a different base",
             instead="use ttexport merge, which merges every kind of adapter",
         )

@@ -58,8 +58,8 @@ def patch_vocabulary(
 
     Raises TensorMismatch if a trained row belongs to a token that neither the file nor the tokenizer contains. Raises
     BadInput if the tokenizer contradicts the file, or if no adapter contains the values of an appended row. Raises
-    NotExpressible if the vocabulary grows and the file has no token list, or has a further tensor with one entry per
-    token.
+    NotExpressible if the vocabulary grows and the file lacks a token list or contains an additional tensor with one
+    entry per token.
     """
     files = adapter_files(adapters)
     n_rows = model.tensors[EMBEDDING].shape[0]

@@ -22,7 +22,7 @@ def vocab_tensors(model: GgufModel) -> VocabTensors:
     Raises UnreadableFile if the model has no embedding. Raises NotExpressible if a vocabulary tensor is not a matrix.
     """
     if EMBEDDING not in model.tensors:
-        raise UnreadableFile(model.path, f"{EMBEDDING}: expected an input embedding, found none")
+        raise UnreadableFile(model.path, f"{EMBEDDING}: expected an input embedding, found no such tensor")
     names = [name for name in (EMBEDDING, HEAD) if name in model.tensors]
     for name in names:
         if len(shape := model.tensors[name].shape) != 2:

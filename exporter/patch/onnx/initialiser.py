@@ -71,7 +71,7 @@ class InitialiserPatch:
     def segments(self) -> Iterator[ByteRange | Array]:
         """Yield the content of a tensor that grows: the old bytes, with the bytes of added tokens appended."""
         place = self.tensor.place
-        assert place is not None, "a tensor inside the model file must be patched with patched_bytes"
+        assert place is not None, "use patched_bytes for a tensor that is stored inside the model file"
         new = self._new
         if self.token_axis == 0:
             yield place

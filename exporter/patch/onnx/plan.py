@@ -1,4 +1,4 @@
-"""Plans the patch of a folder of ONNX models: the changed bytes of external data files, and the new small files."""
+"""Plans the patch of a folder of ONNX models: new bytes in external data files, and new contents of small files."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ class OnnxPatch:
 def open_models(folder: Path) -> list[VocabModel]:
     """Return all ONNX models of the folder.
 
-    Raises NotExpressible if a model is an encoder-decoder, or if the vocabulary matrices of a model are not found. Such
-    a model would stay unpatched and no longer match the other models of the folder.
+    Raises NotExpressible if a model is an encoder-decoder, or if the vocabulary matrices of a model are not found. A
+    model that stayed unpatched would no longer match the other models of the folder.
     """
     refuse_interrupted(folder)
     paths = sorted((path for path in walk(folder) if path.suffix == ".onnx"), key=lambda path: (len(path.stem), path))
     if not paths:
-        raise UnreadableFile(folder, "expected ONNX models in the folder or in onnx/, found no model")
+        raise UnreadableFile(folder, "expected ONNX models in the folder or its subfolders, found no .onnx file")
     if any(map(is_encoder, paths)):
         reason = "an encoder-decoder cannot be patched, because encoder and decoder each contain the embedding"
         raise refusal(f"patch: {folder}", reason)

@@ -128,7 +128,7 @@ def test_rotary_buffers_are_dropped_and_recorded(base: Path) -> None:
 def test_unknown_tensor_is_not_dropped_silently(base: Path) -> None:
     path = base / "model.safetensors"
     save_file(load_file(path) | {"model.layers.0.extra.weight": np.zeros((2, 2), np.float32)}, path)
-    with pytest.raises(LedgerError, match=r"model\.layers\.0\.extra\.weight: expected one writer, found none"):
+    with pytest.raises(LedgerError, match=r"model\.layers\.0\.extra\.weight: expected one writer, found no writer"):
         plan_gguf(merged(base), "F32")
 
 

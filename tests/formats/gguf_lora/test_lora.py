@@ -163,7 +163,7 @@ def test_a_lora_is_no_base_of_a_patch_and_has_no_head(
     lora = tmp_path / "lora.gguf"
     succeed("merge", tiny_untied_adapter, "--base", tiny_untied, "--to", "gguf-lora", "-o", lora)
     assert run(["patch", str(lora), str(tiny_untied_adapter), "--trust-base", "-o", str(tmp_path / "x.gguf")]) == 4
-    assert f"{lora}: token_embd.weight: expected an input embedding, found none" in capsys.readouterr().err
+    assert f"{lora}: token_embd.weight: expected an input embedding, found no such tensor" in capsys.readouterr().err
     assert run(["inspect", str(lora), "--json"]) == 0
     assert "head" not in json.loads(capsys.readouterr().out)["facts"]
 

@@ -224,5 +224,5 @@ def test_a_plan_that_loses_a_tensor_is_stopped(tiny_tied: Path, monkeypatch: pyt
     model = plan_merge(Checkpoint.open(tiny_tied), []).model()
     lost = {name: spec for name, spec in model.specs.items() if name != "model.norm.weight"}
     monkeypatch.setattr(type(model), "specs", lost)
-    with pytest.raises(LedgerError, match=r"model\.norm\.weight: expected one writer, found none"):
+    with pytest.raises(LedgerError, match=r"model\.norm\.weight: expected one writer, found no writer"):
         plan_hf(replace(model))
