@@ -33,10 +33,10 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
     """Yield a draft path at which the ``with`` block creates a file or a folder.
 
     If the ``with`` block succeeds, the draft is renamed to ``final``. For a split GGUF, the ``with`` block may instead
-    write all parts to the folder of the draft path. All parts are then moved to the folder of ``final``. The first part
-    is moved last, because readers open the first part to find the other parts. If the ``with`` block raises an
-    exception, the staging folder is removed and ``final`` stays unchanged. Raises OutputError if ``final`` exists and
-    ``force`` is not set, or if another run is writing ``final``.
+    write all parts to the folder of the draft path. After the ``with`` block, all parts are moved to the folder of
+    ``final``. The first part is moved last, because readers open the first part to find the other parts. If the
+    ``with`` block raises an exception, the staging folder is removed and ``final`` stays unchanged. Raises OutputError
+    if ``final`` exists and ``force`` is not set, or if another run is writing ``final``.
     """
     _require_name(final)
     _refuse_existing(final, force=force)

@@ -67,7 +67,7 @@ class Consumed:
     destination: name of the base tensor that changes, or None if the adapter tensor has no effect of its own. edit: the
     edit that contains the tensor. If an edit contains several tensors, ``edit`` is set for only one of the tensors, so
     that the edit is applied once. If the tensor repeats another adapter tensor or a base tensor, ``edit`` is None.
-    by_name: maps the name of each stored tensor that changes to the part of the edit for that stored tensor.
+    by_name: {name of a stored tensor: part of the edit that changes the stored tensor}.
     """
 
     path: Path

@@ -45,10 +45,9 @@ class MergePlan:
 
     sources: maps the name of each output tensor to the pair (name of the base tensor to change, changes). tie: whether
     and how embedding and head are tied after merging. vocab: number of rows of the merged embedding. files: auxiliary
-    files to copy unchanged. moved_ids: maps each special token whose id changes to (id in the base model, id after
-    merging). origins: hub repositories and commits of the inputs, for provenance. warnings: messages for the user, for
-    example about adapter tensors without effect. tokenizer: the merged tokenizer, so that the vocabulary is decoded
-    only once.
+    files to copy unchanged. moved_ids: {special token whose id changes: (id in the base model, id after merging)}.
+    origins: hub repositories and commits of the inputs, for provenance. warnings: messages for the user, for example
+    about adapter tensors without effect. tokenizer: the merged tokenizer, so that the vocabulary is decoded only once.
     """
 
     checkpoint: Checkpoint

@@ -72,7 +72,7 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def new_tokens(self) -> Mapping[int, str]:
-        """Map of the id of each token that is new to the base to the token's text."""
+        """The tokens that the patch adds to the base, as a dict from token id to text."""
 
     @property
     @abstractmethod

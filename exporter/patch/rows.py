@@ -208,8 +208,8 @@ def patched_vocab(
     """Return the number of vocabulary rows after patching: ``n_rows``, or more if the edits set additional rows.
 
     n_rows: number of vocabulary rows before patching. n_tokens: highest token id of ``tokenizer`` plus one. rows_in:
-    the tensor or folder that contains the vocabulary rows, for error messages. Raises TensorMismatch if the token id of
-    a trained row is beyond both the base's rows and the tokenizer's ids. Raises BadInput if the tokenizer contains a
+    the tensor or folder that contains the vocabulary rows, for error messages. Raises TensorMismatch if the base has no
+    row, and the tokenizer no token, for the token id of a trained row. Raises BadInput if the tokenizer contains a
     token id without a vocabulary row.
     """
     highest = max(edits, key=lambda edit: edit.highest_trained)

@@ -1,4 +1,4 @@
-"""When the embedding grows, grows the model's other tensors with one entry per token: biases and additional embeddings.
+"""Grows biases and additional embeddings, which also have one entry per token, when the embedding grows.
 
 New rows of an additional embedding, such as Gemma's per-layer embeddings, must come from an adapter. New bias entries
 have the same values as after ``resize_token_embeddings`` in transformers: zero in ``final_logits_bias`` and in the bias

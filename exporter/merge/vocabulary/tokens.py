@@ -20,10 +20,10 @@ def vocabulary(
     """Return the number of rows of the merged embedding.
 
     sources: maps the name of the output embedding and of the output head to the pair (name of the base tensor to
-    change, changes). Raises TensorMismatch if the id of a token row exceeds both the rows of the stored matrix and the
-    ids of the tokenizer. Raises BadInput if no adapter contains the values of an added row, or if the embedding has no
-    row for a token of the tokenizer. Raises NotExpressible if the vocabulary grows and transformers would discard the
-    stored head.
+    change, changes). Raises TensorMismatch if the stored matrix has no row, and the tokenizer no token, for the id of a
+    token row. Raises BadInput if no adapter contains the values of an added row, or if the embedding has no row for a
+    token of the tokenizer. Raises NotExpressible if the vocabulary grows and transformers would discard the stored
+    head.
     """
     n_tokens = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
     n_rows = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}

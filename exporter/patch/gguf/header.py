@@ -63,7 +63,7 @@ def number_array(name: str, item_type: int, values: Sequence[float]) -> Key:
 def build(file: GgufFile, keys: Sequence[Key], n_rows: Mapping[str, int]) -> tuple[bytes, int]:
     """Return (header bytes, file size) of ``file`` after a patch that sets the header keys to ``keys``.
 
-    n_rows: maps the name of each tensor whose number of rows changes to the new number of rows.
+    n_rows: new numbers of rows by tensor name, for all tensors whose number of rows changes.
     """
     entries = [
         TensorEntry(tensor.name, tensor.type, (n_rows.get(tensor.name, tensor.shape[0]), *tensor.shape[1:]))

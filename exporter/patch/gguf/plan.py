@@ -68,8 +68,8 @@ class FilePatch:
 class GgufPatch:
     """The planned patch of a GGUF model, which consists of the changes to each of its files.
 
-    dtype: dtype to which new rows are rounded before encoding. new_tokens: maps the id of each token that is new to the
-    model to the token's text.
+    dtype: dtype to which new rows are rounded before encoding. new_tokens: the tokens that the patch adds to the model,
+    as a dict from token id to text.
     """
 
     model: GgufModel

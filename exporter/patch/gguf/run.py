@@ -84,7 +84,7 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def new_tokens(self) -> Mapping[int, str]:
-        """Map of the id of each token that is new to the model to the token's text."""
+        """The tokens that the patch adds to the model, as a dict from token id to text."""
         return self.patch.new_tokens
 
     @property

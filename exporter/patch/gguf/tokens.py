@@ -40,9 +40,9 @@ _MODELS: Final = ("gpt2", "llama", "t5")
 class PatchedVocabulary:
     """The vocabulary of a GGUF file after patching.
 
-    size: number of rows of the embedding. changes: header keys with new values. new_tokens: maps the id of each token
-    that is new to the file to the token's text. states_bos: whether the adapter's tokenizer contains a setting for
-    adding a BOS token.
+    size: number of rows of the embedding. changes: header keys with new values. new_tokens: the tokens that the patch
+    adds to the file, as a dict from token id to text. states_bos: whether the adapter's tokenizer contains a setting
+    for adding a BOS token.
     """
 
     size: int
@@ -103,7 +103,7 @@ def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
 def _token_arrays(
     model: GgufModel, added: Mapping[int, tuple[str, int]], size: int, tokenizer: Path | None
 ) -> tuple[dict[int, str], list[Key]]:
-    """Return (map of the id of each new token to its text, new values of the token list, types and scores).
+    """Return (dict from the ids of new tokens to texts, new header keys for the token list, types and scores).
 
     Only arrays that change are returned; a changed array keeps its GGUF item type.
     """
@@ -148,9 +148,9 @@ def _add_tokens(
 ) -> tuple[dict[int, str], bool]:
     """Insert the tokenizer's ``added`` tokens into the vocabulary lists ``texts`` and ``types``.
 
-    Returns (map of the id of each new token to its text, whether the type of an existing token changed). count: number
-    of tokens in the file; ids from ``count`` on are padding. Raises BadInput if an added token would replace a
-    different token, or if the file already contains the text of an added token under a different id.
+    Returns (dict from the ids of new tokens to texts, whether the type of an existing token changed). count: number of
+    tokens in the file; ids from ``count`` on are padding. Raises BadInput if an added token would replace a different
+    token, or if the file already contains the text of an added token under a different id.
     """
     ids = {text: token_id for token_id, text in enumerate(texts[:count])}
     new: dict[int, str] = {}

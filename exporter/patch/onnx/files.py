@@ -29,7 +29,7 @@ def merged_files(folder: Path, adapters: Sequence[Adapter]) -> dict[str, Path]:
 
 
 def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) -> dict[str, bytes | None]:
-    """Return a dict that maps the name of each changed file to its new content, or to None if the file is removed.
+    """Return the new contents of changed files, by file name; the content is None if the file is removed.
 
     vocab: number of vocabulary rows after patching, or None if the number does not change. Raises UnreadableFile if a
     config or tokenizer file is invalid.

@@ -57,9 +57,9 @@ class OnnxPatch:
     """The planned patch of a folder of ONNX models.
 
     rows: maps each model file to a dict that maps the name of each vocabulary matrix to the ids of the tokens whose
-    rows change. data: maps the path of each external data file that changes to the planned patch of the file. contents:
-    maps the relative path of each small file that changes to its new content, or to None if the file is removed.
-    new_tokens: maps the id of each token that is new to the folder's tokenizer to the token's text.
+    rows change. data: the planned patches of external data files, by path. contents: the new contents of changed small
+    files, by relative path; the content is None if the file is removed. new_tokens: the tokens that the patch adds to
+    the folder's tokenizer, as a dict from token id to text.
     """
 
     folder: Path

@@ -74,7 +74,7 @@ class OnnxPatchPlan(PatchPlan):
 
     @property
     def new_tokens(self) -> Mapping[int, str]:
-        """Map of the id of each token that is new to the folder's tokenizer to the token's text."""
+        """The tokens that the patch adds to the folder's tokenizer, as a dict from token id to text."""
         return self.patch.new_tokens
 
     @property

@@ -1,4 +1,4 @@
-"""Encodes rows of a matrix with one quantisation scale, such as ONNX Runtime's dynamic quantisation creates.
+"""Encodes rows for a matrix with a single quantisation scale, as in ONNX Runtime's dynamic quantisation.
 
 Source: the ONNX operator documentation of DequantizeLinear.
 """

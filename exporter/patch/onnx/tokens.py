@@ -27,7 +27,7 @@ def vocab_size(folder: Path, edits: Sequence[RowEdits], n_rows: int, files: Mapp
 
 
 def new_tokens(folder: Path, files: Mapping[str, Path], n_rows: int, vocab: int) -> dict[int, str]:
-    """Return a dict that maps the id of each token that is new to the folder's tokenizer to the token's text.
+    """Return the tokens that the patch adds to the folder's tokenizer, as a dict from token id to text.
 
     If the folder contains no tokenizer, all tokens with ids from ``n_rows`` on count as new.
     """
