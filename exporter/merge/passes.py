@@ -181,7 +181,7 @@ class AddLowRank(_Everywhere):
 class AddVector(_Everywhere):
     """Add the bias vector of an adapter's update to a bias of the base model.
 
-    added: the scaled bias of the adapter as a float32 vector. dtype: dtype of the sum.
+    added: the scaled bias of the adapter as a float64 vector. dtype: dtype of the sum.
     """
 
     added: Array
@@ -192,8 +192,15 @@ class AddVector(_Everywhere):
         return replace(spec, dtype=self.dtype)
 
     def apply(self, start: int, block: Array) -> Array:
-        """Return the sum of the base model's bias and the adapter's bias, computed in float32 and rounded once."""
-        return cast(cast(block, "F32") + self.added[start : start + len(block)], self.dtype)
+        """Return the sum of the base model's bias and the adapter's bias, computed in float64 and rounded once.
+
+        In float32, the rounding error of a sum of two numbers of opposite sign could be many times the last place of
+        the sum. Raises BadInput if a sum is outside the range of float16 and ``dtype`` is float16.
+        """
+        out = cast(cast(block, "F64") + self.added[start : start + len(block)], self.dtype)
+        if self.dtype == "F16":
+            _require_f16(start, out)
+        return out
 
 
 def _dora(term: Term, start: int, value: Array) -> Array:

@@ -147,14 +147,14 @@ def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
 
 
 def bias_of(updates: Sequence[LowRank]) -> Array:
-    """Return the float32 sum of the scaled bias vectors of ``updates``, to add to a bias of the base model."""
+    """Return the float64 sum of the scaled bias vectors of ``updates``, to add to a bias of the base model."""
     total: Any = 0
     for update in updates:
         assert update.bias is not None
-        added = cast(read(update.bias), "F32") * np.float32(update.scaling)
+        added = cast(read(update.bias), "F64") * update.scaling
         if update.part is not None:
             at, stored = update.part.positions(-1)
-            whole = np.zeros(update.part.stored_shape, np.float32)
+            whole = np.zeros(update.part.stored_shape)
             whole[stored] = added[at]
             added = whole
         total = total + added

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import BadInput
-from exporter.merge.passes import Cast, Pass, ReplaceRows
+from exporter.merge.passes import AddVector, Cast, Pass, ReplaceRows
 from exporter.tensors import DTYPES, Array, TensorSpec
 from tests.sources.folders import matrix
 
@@ -71,3 +71,12 @@ def test_values_beyond_float16_are_refused_with_their_rows(value: float) -> None
 def test_infinity_of_the_input_is_kept() -> None:
     block = np.array([[np.inf, -np.inf]], np.float32)
     np.testing.assert_array_equal(Cast("BF16").apply(0, block).astype(np.float32), block)
+
+
+def test_a_sum_of_biases_that_nearly_cancel_is_rounded_once() -> None:
+    base, added = np.array([0.1, 3e4], np.float32), np.array([-0.1 + 1e-9, 4e4])
+    out = AddVector(added, "F32").apply(0, base)
+    np.testing.assert_array_equal(out, (base.astype(np.float64) + added).astype(np.float32))
+    assert out[0] != base[0] + np.float32(added[0])
+    with pytest.raises(BadInput, match="rows 0 to 1: expected values up to 65504"):
+        AddVector(added, "F16").apply(0, base.astype(np.float16))
