@@ -47,12 +47,7 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
             raise UnreadableFile(path, f"{what}: {name}: expected a unique key, found the same key twice")
         return table
 
-    if (nbytes := _memory_bytes(text)) > _MAX_MEMORY_BYTES:
-        raise UnreadableFile(
-            path,
-            f"{what}: expected JSON that needs at most {_MAX_MEMORY_BYTES >> 20} MB of memory, "
-            f"found JSON that may need {nbytes >> 20} MB",
-        )
+    check_memory(path, text, what=what)
     try:
         value = json.loads(text.decode(), object_pairs_hook=no_duplicates)
         if _SURROGATE.search(text):
@@ -64,6 +59,16 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
     if not _is_shallow(value):
         raise UnreadableFile(path, f"{what}: expected at most {_MAX_DEPTH} levels of nesting, found more levels")
     return value
+
+
+def check_memory(path: Path, text: bytes, *, what: str) -> None:
+    """Raise UnreadableFile if parsing the JSON ``text`` may need too much memory."""
+    if (nbytes := _memory_bytes(text)) > _MAX_MEMORY_BYTES:
+        raise UnreadableFile(
+            path,
+            f"{what}: expected JSON that needs at most {_MAX_MEMORY_BYTES >> 20} MB of memory, "
+            f"found JSON that may need {nbytes >> 20} MB",
+        )
 
 
 def _memory_bytes(text: bytes) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,7 +80,10 @@ class MergePlan:
             source, passes = self._passes(name, stored, change, None if stored in kept else dtype)
             unchanged = not passes and name == stored
             tensors[name] = source if unchanged else MergedTensor(name, source, passes, budget or Budget())
-        shards = {name: self.checkpoint.tensors[stored].place.path.name for name, (stored, _) in self.sources.items()}
+        file_name = lru_cache(lambda path: path.name)  # a large mixture has 100,000 tensors in a few files
+        shards = {
+            name: file_name(self.checkpoint.tensors[stored].place.path) for name, (stored, _) in self.sources.items()
+        }
         return MergedModel(
             self.checkpoint.path,
             self._config(dtype),

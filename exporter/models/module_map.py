@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: A literal number in a pattern. A name that contains a different number does not match the pattern.
 _LITERAL: Final = re.compile(r"(?<![\[{\\,])\\?\.\d|\(\?[!=]\d")
-_NUMBERS: Final = re.compile(r"(?:(?<=\.)|^)(\d+)(?=\.|$)")
+_NUMBERS: Final = re.compile(r"\.(\d+)(?![^.])")
 #: The smallest placeholder for a number in a name. Placeholders are long, so that no name contains one by chance.
 _STAND_IN: Final = 7_310_000
 _STAND_INS: Final = re.compile(r"(73100\d\d)")
@@ -187,20 +187,18 @@ def _renamed(
         return
     by_shape: dict[tuple[str, ...], list[tuple[tuple[int, ...], str]]] = {}
     for name in names:
-        parts = _NUMBERS.split(name)
+        parts = _NUMBERS.split(f".{name}")  # the added dot also makes a number at the start match
         by_shape.setdefault(tuple(parts[::2]), []).append((tuple(map(int, parts[1::2])), name))
     for texts, entries in by_shape.items():
         stand_ins = [str(_STAND_IN + number) for number in range(len(texts) - 1)]
-        joined = texts[0] + "".join(f"{number}{text}" for number, text in zip(stand_ins, texts[1:], strict=True))
-        template, converter = _parameter(architecture, renamers, joined)
+        joined = texts[0] + "".join(f".{number}{text}" for number, text in zip(stand_ins, texts[1:], strict=True))
+        template, converter = _parameter(architecture, renamers, joined[1:])
         pieces = _STAND_INS.split(template)
         order = [int(number) - _STAND_IN for number in pieces[1::2]]
-        fixed = pieces[::2]
+        pattern = "%d".join(text.replace("%", "%%") for text in pieces[::2])
+        in_order = order == list(range(len(texts) - 1))
         for numbers, name in sorted(entries):
-            parameter = fixed[0]
-            for number, text in zip(order, fixed[1:], strict=True):
-                parameter += f"{numbers[number]}{text}"
-            yield name, (parameter, converter)
+            yield name, (pattern % (numbers if in_order else tuple(numbers[at] for at in order)), converter)
 
 
 def _parameter(

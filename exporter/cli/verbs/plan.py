@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from exporter.cli.verbs.export import as_merge
 from exporter.cli.verbs.patch import patch
 from exporter.export.run import plan_export
 from exporter.export.spec import ExportPlan, MergeOptions
+from exporter.merge.changes import LedgerEntry
+from exporter.models.architecture import pattern_of
 from exporter.patch import PatchSpec, is_patchable, patch_json, plan_patch
 from exporter.sizes import format_size
 from exporter.verify.options import VerifyOptions
@@ -156,9 +160,9 @@ def _print(made: ExportPlan) -> None:
     for key, value in made.merge.origins.items():
         console.print(f"{key}: {value}", markup=False)
     if made.merge.ledger_entries:
-        ledger = Table("adapter tensor", "rule", "into", box=None, pad_edge=False)
-        for consumed in made.merge.ledger_entries:
-            ledger.add_row(consumed.key, consumed.rule, ", ".join(consumed.into) or "-")
+        ledger = Table("adapter tensor", "tensors", "rule", "into", box=None, pad_edge=False)
+        for (key, rule, into), count in _grouped(made.merge.ledger_entries).items():
+            ledger.add_row(key, str(count), rule, into)
         console.print()
         console.print(ledger)
     folder = made.out.absolute().parent
@@ -168,3 +172,16 @@ def _print(made: ExportPlan) -> None:
         f"\nwrites {format_size(made.nbytes)}, free {format_size(shutil.disk_usage(folder).free)}, "
         f"vocabulary {made.merge.vocab}"
     )
+
+
+def _grouped(entries: Sequence[LedgerEntry]) -> dict[tuple[str, str, str], int]:
+    """Return {(adapter tensor, merge rule, merged tensors): number of adapter tensors} with ``*`` for layer numbers.
+
+    A large adapter has the same tensors in hundreds of layers, which would take a line each.
+    """
+    named = [(entry.key, entry.rule, ", ".join(entry.into) or "-") for entry in entries]
+    patterns = [(pattern_of(key), rule, pattern_of(into)) for key, rule, into in named]
+    counts = Counter(patterns)
+    return {
+        pattern if counts[pattern] > 1 else name: counts[pattern] for name, pattern in zip(named, patterns, strict=True)
+    }

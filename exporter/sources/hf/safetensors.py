@@ -12,7 +12,6 @@ a tensor in the file.
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,16 +22,12 @@ import numpy as np
 
 from exporter.errors import UnreadableFile
 from exporter.io.files import opened, read_at, read_exactly
-from exporter.io.json_objects import parse_object
+from exporter.sources.hf.header import header_entries
 from exporter.tensors import DTYPES, Array, ByteRange, TensorSpec
 
 #: Maximum length of a header, as in the safetensors library. A longer header is refused before the header is read.
 _MAX_HEADER_BYTES: Final = 100_000_000
 _LENGTH: Final = struct.Struct("<Q")
-#: Maximum number of axes (numpy's limit), and a size above any tensor. Both are checked because a shape that contains a
-#: 0 has no data, but may still have absurd other dimensions.
-_MAX_AXES: Final = 64
-_MAX_TENSOR_BYTES: Final = 1 << 40
 #: Number of bytes of the unit in which file systems share ranges between files.
 _PAGE_BYTES: Final = 4096
 
@@ -80,12 +75,10 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
     truncated, oversized or not a JSON object; an unknown dtype; a shape that contradicts the offsets; gaps or overlaps
     between tensors; a data section that does not end with the last tensor.
     """
-    header, data_start, data_nbytes = _read_header(path)
-    entries = [(name, *_check_entry(path, name, entry)) for name, entry in header.items()]
-    entries.sort(key=lambda item: (item[2], item[3], item[0]))
+    text, data_start, data_nbytes = _read_header(path)
     tensors: dict[str, FileTensor] = {}
     expected_begin = 0
-    for name, spec, begin, end in entries:
+    for begin, end, name, spec in sorted(header_entries(path, text)):
         if begin != expected_begin:
             raise UnreadableFile(path, f"{name}: expected tensor data at offset {expected_begin}, found offset {begin}")
         if end > data_nbytes:
@@ -99,8 +92,8 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
     return tensors
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Return (header entries without ``__metadata__``, offset of the data section, length of the data section)."""
+def _read_header(path: Path) -> tuple[bytes, int, int]:
+    """Return (JSON text of the header, offset of the data section, length of the data section)."""
     with opened(path) as (file, size):
         prefix = read_exactly(file, _LENGTH.size)
         if len(prefix) < _LENGTH.size:
@@ -109,43 +102,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         if length > (limit := min(_MAX_HEADER_BYTES, size - _LENGTH.size)):
             raise UnreadableFile(path, f"expected a header of at most {limit} bytes, found a header length of {length}")
         text = read_exactly(file, length)
-    header = parse_object(path, text, what="safetensors header")
-    header.pop("__metadata__", None)
-    return header, _LENGTH.size + length, size - _LENGTH.size - length
-
-
-def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise UnreadableFile(path, f"{name}: expected dtype, shape and data_offsets in the header, found {entry!r:.80}")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise UnreadableFile(path, f"{name}: expected one of the dtypes {', '.join(DTYPES)}, found {dtype!r:.80}")
-    if not _is_lengths(shape):
-        raise UnreadableFile(path, f"{name}: expected a shape of non-negative integers, found {shape!r:.80}")
-    if not _is_lengths(offsets) or len(offsets) != 2:
-        raise UnreadableFile(path, f"{name}: expected data_offsets [begin, end], found {offsets!r:.80}")
-    itemsize = DTYPES[dtype].itemsize
-    nbytes = math.prod(shape) * itemsize
-    extent = nbytes or math.prod(max(1, n) for n in shape) * itemsize
-    if len(shape) > _MAX_AXES or extent > _MAX_TENSOR_BYTES:
-        raise UnreadableFile(
-            path,
-            f"{name}: expected a tensor of at most {_MAX_AXES} axes and {_MAX_TENSOR_BYTES} bytes, "
-            f"found shape {shape!r:.80}",
-        )
-    begin, end = offsets
-    spec = TensorSpec(name, dtype, tuple(shape))
-    if end - begin != nbytes:
-        raise UnreadableFile(
-            path, f"{name}: expected {nbytes} bytes for dtype {dtype} and shape {shape}, found {end - begin} bytes"
-        )
-    return spec, begin, end
-
-
-def _is_lengths(value: object) -> bool:
-    if not isinstance(value, list) or not {type(item) for item in value} <= {int}:
-        return False
-    return not value or (min(value) >= 0 and max(value) < 1 << 63)
+    return text, _LENGTH.size + length, size - _LENGTH.size - length
 
 
 def prepare(

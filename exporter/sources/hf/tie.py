@@ -187,13 +187,14 @@ def _closure(start: str, pairs: list[tuple[str, str]]) -> frozenset[str]:
 def _further(modules: ModuleMap, tensors: Tensors, name: str, parameter: str) -> list[str]:
     """Return the stored copies of the tensor ``name`` that the model class does not load."""
     known = modules.architecture.parameters
-    leaf, want = parameter.split(".")[-2:], tensors[name]
-    leaves = (leaf, ["head", "weight"]) if parameter == f"{modules.architecture.head}.weight" else (leaf,)
+    want, leaf = tensors[name], ".".join(parameter.split(".")[-2:])
+    leaves = (leaf, "head.weight") if parameter == f"{modules.architecture.head}.weight" else (leaf,)
+    endings = tuple(f".{ending}" for ending in leaves)
     return sorted(
         other
         for param, group in modules.groups.items()
         for _, other in group.sources
-        if other.split(".")[-2:] in leaves
+        if f".{other}".endswith(endings)
         and other != name
         and pattern_of(param) not in known
         and same_bits(tensors[other], want)
