@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
+from fixtures import zoo
 
 Capture = pytest.CaptureFixture[str]
 
@@ -42,3 +43,20 @@ def test_plan_names_the_target_that_cannot_represent_the_model(
     assert captured.err.count("\n") == 1
     assert [target["expressible"] for target in document["targets"]] == [True, False]
     assert "novel" in document["targets"][1]["reason"]
+
+
+def test_plan_prints_one_line_for_the_same_tensor_of_all_layers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = zoo.build("llama", tmp_path / "base")
+    adapter = zoo.lora_adapter(base, tmp_path / "adapter")
+    capsys.readouterr()
+    assert run(["plan", str(adapter), "--base", str(base)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "q_proj.lora_A" in line]
+    layers = json.loads((base / "config.json").read_text())["num_hidden_layers"]
+    assert layers > 1
+    key, count, *_, into = (*lines[0],)
+    assert len(lines) == 1
+    assert key.endswith("layers.*.self_attn.q_proj.lora_A.weight")
+    assert count == str(layers)
+    assert into.endswith("layers.*.self_attn.q_proj.weight")
