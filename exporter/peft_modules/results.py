@@ -25,13 +25,14 @@ from exporter.tensors import Array, ByteRange, TensorSpec
 _LOCK: Final = threading.Lock()
 
 
-@dataclass
+@dataclass(eq=False)
 class Results:
     """The parameters that PEFT computes for all modules that an adapter changes.
 
     process: the Python module that computes the parameters in a new process. nbytes: size of all computed parameters in
     bytes. The process starts when the first parameter is read. The computed parameters are stored in a temporary
-    folder, which is removed when the ``Results`` object is garbage-collected.
+    folder, which is removed when the ``Results`` object is garbage-collected. Instances are compared by identity, so
+    that caches can use tensors of the results as keys.
     """
 
     checkpoint: Path

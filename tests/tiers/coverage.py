@@ -25,7 +25,7 @@ FLOORS: Final[Mapping[str, float]] = {
     "exporter/merge": 0.95,
     "exporter/models": 0.89,
     "exporter/patch": 0.93,
-    "exporter/peft_modules": 0.83,
+    "exporter/peft_modules": 0.95,
     "exporter/release": 0.92,
     "exporter/sources": 0.94,
     "exporter/verify": 0.86,
