@@ -89,3 +89,9 @@ def test_two_adapters_may_have_equal_files_but_not_different_ones(tmp_path: Path
 def test_other_files_are_not_copied(tmp_path: Path) -> None:
     others = {"README.md": "x", "modeling_custom.py": "x", "optimizer.pt": "x", "training_args.bin": "x"}
     assert merge_auxiliary_files(base_with(tmp_path / "base", *others), [adapter_with(tmp_path / "a", others)]) == {}
+
+
+def test_two_adapters_with_different_chat_templates_are_refused(tmp_path: Path) -> None:
+    first, other = (adapter_with(tmp_path / name, {"chat_template.jinja": name}) for name in ("first", "other"))
+    with pytest.raises(BadInput, match=r"other/chat_template\.jinja: expected the same content as \S+jinja, found"):
+        merge_auxiliary_files({}, [first, other])

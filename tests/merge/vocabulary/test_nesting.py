@@ -82,6 +82,16 @@ def test_added_special_tokens_are_contained_with_their_lists(tmp_path: Path) -> 
     assert largest([small, large]) is large
 
 
+def test_lists_of_tokens_are_contained_item_by_item(tmp_path: Path) -> None:
+    small, large = saved(tmp_path / "small", special=("<a>",)), saved(tmp_path / "large", special=("<a>", "<b>"))
+    key = "additional_special_tokens"
+    edited(small["tokenizer_config.json"], lambda content: content.update({key: ["<a>"]}))
+    edited(large["tokenizer_config.json"], lambda content: content.update({key: ["<b>", "<a>"]}))
+    assert largest([small, large]) is large
+    edited(large["tokenizer_config.json"], lambda content: content.update({key: ["<b>"]}))
+    assert largest([small, large]) is None
+
+
 def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     edit(content)
