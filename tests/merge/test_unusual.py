@@ -178,7 +178,7 @@ def test_only_the_shape_of_a_stack_shows_the_orientation_in_an_unknown_model(
     columns: int, tmp_path: Path, capsys: Capture
 ) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(Experts(4, columns))
+    model: Any = nn.Sequential(Experts(4, columns))
     stack = model[0].up.detach().clone()
     tensors = {EMBED: matrix(), "0.up": stack.numpy()}
     base = checkpoint(tmp_path / "base", tensors, vocab_size=6, tie_word_embeddings=True)
