@@ -24,7 +24,7 @@ from exporter.peft_modules.replacements import Replacement
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
-from exporter.sources.places import EMBEDDING, HEAD, has_embedding_pair, is_never_run, use_of
+from exporter.sources.places import EMBEDDING, HEAD, has_embedding_pair, is_never_run, resized_originals, use_of
 
 #: Pattern of the number of an expert in the name of a stored tensor.
 _EXPERT_NUMBER: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
@@ -118,7 +118,8 @@ def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
 def _consumed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Consumed]:
     path = adapter.weights
     first_for: dict[tuple[type, str], Edit] = {}
-    for edit in adapter.edits:
+    resized = resized_originals(checkpoint, adapter)
+    for edit in (*adapter.edits, *resized):
         if _has_no_effect(checkpoint, edit):
             yield from (Consumed(path, key, _NO_EFFECT, None) for key in edit.keys)
             continue
@@ -139,7 +140,8 @@ def _consumed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Consumed]:
             assert isinstance(edit, LowRank)
             biases = assign_bias(checkpoint, edit)
             yield Consumed(path, bias, "bias beside an update", _label(biases), edit, biases)
-    yield from (Consumed(path, key, reason, None) for key, reason in adapter.unused.items())
+    applied = {original.key for original in resized}
+    yield from (Consumed(path, key, reason, None) for key, reason in adapter.unused.items() if key not in applied)
 
 
 def _has_no_effect(checkpoint: Checkpoint, edit: Edit) -> bool:

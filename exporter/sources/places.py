@@ -17,6 +17,8 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.tie import EMBEDDINGS, HEADS, Vocabulary
 
 if TYPE_CHECKING:
+    from exporter.sources.peft.adapter import Adapter
+    from exporter.sources.peft.edits import FullModule
     from exporter.sources.peft.parts import Part
 
 Use = Literal["embedding", "head"]
@@ -94,6 +96,19 @@ def is_never_run(checkpoint: Checkpoint, module: str) -> bool:
     tied = {target for target, source in modules.architecture.ties if source == vocabulary.embedding}
     holds = vocabulary.embedding in modules.spellings(module, "weight")
     return holds and len(tied - {vocabulary.head}) > 1
+
+
+def resized_originals(checkpoint: Checkpoint, adapter: Adapter) -> list[FullModule]:
+    """Return the base's own embedding matrices that the user resized, if PEFT trained copies that are never run.
+
+    An example is ``shared`` of T5 in ``modules_to_save``: the model runs with the new rows of the resized matrix.
+    """
+    n_rows = checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
+    return [
+        original
+        for original in adapter.originals
+        if original.tensor.spec.n_rows > n_rows and is_never_run(checkpoint, original.module)
+    ]
 
 
 def place_of(

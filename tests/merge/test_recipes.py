@@ -43,7 +43,7 @@ EXACT = (
     *(("t5", name) for name in ("saved embedding", "embedding LoRA", "padded tokens")),
     ("bart", "embedding LoRA"),
     # Heads with a bias, and heads of other names
-    *((name, "saved both, tokens") for name in ("phi", "gpt_neox")),
+    *((name, "saved both, tokens") for name in ("phi", "gpt_neox", "bert:mlm+untied")),
     ("gptj", "resized"),
     ("gpt2", "DoRA"),
 )
@@ -51,6 +51,7 @@ EXACT = (
 UNTIED = (
     *(("bert:mlm", name) for name in ("saved both, tokens", "embedding LoRA")),
     ("bart", "head LoRA"),
+    *((name, "saved both, tokens") for name in ("t5", "bart")),
     ("whisper", "saved embedding"),
     ("gemma3n_text", "saved head"),
     ("qwen2_vl+tied", "embedding LoRA"),

@@ -15,9 +15,9 @@ from exporter.errors import BadInput, UnreadableFile
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.safetensors import read_tensors
-from exporter.sources.peft.edits import Edit, TokenRows
+from exporter.sources.peft.edits import Edit, FullModule, TokenRows
 from exporter.sources.peft.folders import CONFIG, adapter_folder
-from exporter.sources.peft.keys import read_edits
+from exporter.sources.peft.keys import originals, read_edits
 from exporter.sources.peft.lora_config import LoraSettings
 from exporter.sources.peft.normal_keys import NormalKeys
 from exporter.sources.peft.notes import notes
@@ -52,7 +52,7 @@ class Adapter:
 
     path: the folder that contains the adapter's files. unused: maps the name of each adapter tensor that is not merged,
     such as a copy of a base tensor, to the reason. normal: the keys under which PEFT's ``save_pretrained`` would store
-    the tensors.
+    the tensors. originals: matrices of the base beside trained copies; these matrices are also in ``unused``.
     """
 
     path: Path
@@ -60,6 +60,7 @@ class Adapter:
     edits: Sequence[Edit]
     unused: Mapping[str, str]
     normal: NormalKeys
+    originals: Sequence[FullModule] = ()
 
     @classmethod
     def open(cls, path: Path, *, via_peft: bool = False) -> Adapter:
@@ -85,7 +86,7 @@ class Adapter:
         edits, unused = read_edits(path / WEIGHTS, path / CONFIG, config, lora, by_key, by_peft)
         if not edits:
             raise UnreadableFile(path / WEIGHTS, "expected token rows or LoRA factors, found a file without tensors")
-        return cls(path, config, edits, unused, normal)
+        return cls(path, config, edits, unused, normal, originals(path / WEIGHTS, by_key))
 
     @property
     def weights(self) -> Path:

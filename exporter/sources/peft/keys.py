@@ -29,6 +29,8 @@ _ROWS: Final = ".trainable_tokens_delta"
 #: Path segments of PEFT's wrappers. The module paths of the base do not contain these segments.
 _WRAPPERS: Final = (BASE_LAYER, "token_adapter", "modules_to_save")
 _ORIGINAL: Final = "original_module"
+#: Why a tensor below ``original_module`` is not merged.
+_REPLACED: Final = "tensor of the base that a trained copy replaces"
 #: Modules whose weight is a matrix. Source: EMBEDDING_LAYER_NAMES in PEFT.
 _MATRICES: Final = ("embed_tokens", "lm_head")
 
@@ -70,7 +72,7 @@ def read_edits(
         elif suffix and lora:
             factors.setdefault(name.removesuffix(suffix), {})[suffix] = tensor
         elif f".{_ORIGINAL}." in name:
-            unused[tensor.spec.name] = "tensor of the base that a trained copy replaces"
+            unused[tensor.spec.name] = _REPLACED
         else:
             whole = lora is not None or by_peft is not None
             beside = _beside_matrix(tensors, name)
@@ -81,6 +83,22 @@ def read_edits(
         edits += low_rank_updates(path, groups, lora)
     _drop_duplicates(edits, unused)
     return edits, unused
+
+
+def originals(path: Path, tensors: Tensors) -> list[FullModule]:
+    """Return the weight matrices of the base that an adapter file stores below ``original_module``.
+
+    PEFT stores the base's own matrix beside the copy that it trained for ``modules_to_save``, if the user resized the
+    matrix before training. tensors: maps the keys that PEFT's ``save_pretrained`` writes to the tensors.
+    """
+    ending = f".{_ORIGINAL}.weight"
+    return [
+        FullModule(
+            path, tensor.spec.name, key.removeprefix(PREFIX).removesuffix(ending), "weight", tensor, in_place=True
+        )
+        for key, tensor in tensors.items()
+        if key.endswith(ending) and len(tensor.spec.shape) == 2
+    ]
 
 
 def _unwrapped(module: str) -> str:

@@ -16,7 +16,7 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.tie import HEADS
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
-from exporter.sources.places import EMBEDDING, HEAD, Place, is_never_run, place_of, use_of
+from exporter.sources.places import EMBEDDING, HEAD, Place, is_never_run, place_of, resized_originals, use_of
 from exporter.tensors import Array, read
 from exporter.verify.by_peft.recomputed import recomputed
 from exporter.verify.expect.expected import Expected
@@ -49,7 +49,7 @@ def _named_parts(
 ) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
     """Yield (tensor name, edit) for each stored tensor that an adapter changes; an edit is one change."""
     embedding = checkpoint.tie.embedding
-    for part in recomputed(checkpoint, adapter):
+    for part in (*recomputed(checkpoint, adapter), *resized_originals(checkpoint, adapter)):
         copied = isinstance(part, LowRank) or (isinstance(part, FullModule) and not part.in_place)
         if copied and is_never_run(checkpoint, part.module):
             continue
