@@ -112,7 +112,7 @@ class MergePlan:
         if source.spec.dtype not in FLOATS:
             return source, []
         out = dtype or base.spec.dtype
-        table = next((table for table in self.grown if table.name == stored), None)
+        table = next((table for table in self.grown if table.name in (name, stored)), None)
         n_rows = self.vocab if table else source.spec.n_rows
         if name in self.tie.names:
             n_rows = rows_after(self.checkpoint, name, stored, change, self.vocab)
