@@ -71,6 +71,13 @@ def read_at(fd: int, view: memoryview, offset_bytes: int) -> int:
     return done
 
 
+def version_of(path: Path) -> tuple[int, ...]:
+    """Return numbers that change if the file is replaced or rewritten, for the keys of caches of file contents."""
+    with reading(path):
+        status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write ``content`` to a new file and flush the file to disk (fsync).
 

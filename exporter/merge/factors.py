@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from exporter.io.files import version_of
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.edits import LowRank
 from exporter.tensors import Array, cast, read
@@ -62,8 +63,13 @@ def cut(left: Array, right: Array, part: Part) -> tuple[Array, Array]:
     return whole_left, whole_right
 
 
-@lru_cache(maxsize=_CACHED_FACTORS)
 def _as_f32(tensor: FileTensor) -> Array:
+    return _read_as_f32(tensor, version_of(tensor.place.path))
+
+
+@lru_cache(maxsize=_CACHED_FACTORS)
+def _read_as_f32(tensor: FileTensor, version: tuple[int, ...]) -> Array:
+    """Read ``tensor`` as float32. version: the version of the file; another version is read anew."""
     value = cast(read(tensor), "F32")
     value.flags.writeable = False
     return value

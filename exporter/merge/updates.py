@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from exporter.errors import NotExpressible, TensorMismatch
+from exporter.io.files import version_of
 from exporter.merge.factors import cut, factor_shapes, factors
 from exporter.merge.passes import Term
 from exporter.sources.hf.checkpoint import Checkpoint
@@ -92,7 +93,6 @@ def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], 
         require_finite(update.path, factor)
 
 
-@lru_cache(maxsize=_CACHED_TENSORS)
 def terms(updates: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tuple[Term, ...]:
     """Read the updates of one tensor and convert the updates to the orientation of the tensor.
 
@@ -100,6 +100,15 @@ def terms(updates: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tupl
     is read once if DoRA needs column norms. Peak memory: the size of the factors in float32. Raises TensorMismatch if
     the length of a DoRA magnitude vector does not fit the tensor.
     """
+    paths = dict.fromkeys([source.place.path, *(update.down.place.path for update, _ in updates)])
+    return _terms(updates, source, tuple(map(version_of, paths)))
+
+
+@lru_cache(maxsize=_CACHED_TENSORS)
+def _terms(
+    updates: tuple[tuple[LowRank, bool], ...], source: FileTensor, versions: tuple[tuple[int, ...], ...]
+) -> tuple[Term, ...]:
+    """Return the terms of ``updates``. versions: the versions of the files; other versions are read anew."""
     return tuple(_term(update, transposed, source) for update, transposed in updates)
 
 

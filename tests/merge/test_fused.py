@@ -9,10 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3VLMoeForConditionalGeneration
 
 from exporter.cli.main import run
 from fixtures.zoo.adapters import write
-from fixtures.zoo.build import load
+from fixtures.zoo.build import config_of, load
 from tests.session.zoo import ZooCheckpoint
 
 Capture = pytest.CaptureFixture[str]
@@ -80,6 +81,26 @@ def test_a_saved_stack_of_experts_is_divided_among_its_stored_matrices(
     names = {name.rpartition(".experts.")[2] for name in changed(base, tmp_path / "out") if ".experts." in name}
     experts = range(load(base).config.num_local_experts)
     assert names == {f"{expert}.{matrix}.weight" for expert in experts for matrix in ("w1", "w2", "w3")}
+
+
+def test_updates_of_experts_that_are_stored_transposed(tmp_path: Path) -> None:
+    """Published checkpoints of Qwen3-VL store each expert as (in, out), and transformers transposes the experts."""
+    config = config_of("qwen3_vl_moe")
+    config.text_config.moe_intermediate_size = 48
+    torch.manual_seed(0)
+    model: Any = Qwen3VLMoeForConditionalGeneration(config).float()
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    weights = base / "model.safetensors"
+    tensors = load_file(weights)
+    experts = {name: value.mT.contiguous() for name, value in tensors.items() if ".mlp.experts." in name}
+    save_file({**tensors, **experts}, weights, {"format": "pt"})
+    stacks = ["experts.gate_up_proj", "experts.down_proj"]
+    adapter = lora(base, tmp_path / "adapter", target_modules=[], target_parameters=stacks)
+    assert merge(base, tmp_path / "out", adapter, options=("--verify", "weights")) == 0
+    require_as_peft_merges(base, adapter, tmp_path / "out")
+    assert changed(base, tmp_path / "out") == experts.keys()
+    assert all(load_file(tmp_path / "out" / "model.safetensors")[name].shape == experts[name].shape for name in experts)
 
 
 @pytest.mark.parametrize(

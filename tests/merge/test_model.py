@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec, blocks, read
+from tests.merge.test_fused import lora, merge, require_as_peft_merges
+from tests.session.zoo import ZooCheckpoint
 from tests.sources.folders import EMBED, matrix
 from tests.support.trained import TRAINED_IDS
 
@@ -26,7 +29,7 @@ Make = Callable[[tuple[list[int], int, str | None]], tuple[MergedTensor, Array]]
 
 
 @pytest.fixture(scope="session")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+def build_tensor(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """(ids, number of new rows, dtype) → (a merged tensor of a file, its expected value)."""
     path = tmp_path_factory.mktemp("merged") / "x"
     stored = matrix(STORED)
@@ -59,9 +62,9 @@ def joined(tensor: LazyTensor) -> bytes:
 
 @given(Cases, st.data())
 def test_any_slice_is_the_slice_of_the_whole(
-    make: Make, case: tuple[list[int], int, str | None], data: st.DataObject
+    build_tensor: Make, case: tuple[list[int], int, str | None], data: st.DataObject
 ) -> None:
-    tensor, want = make(case)
+    tensor, want = build_tensor(case)
     assert tensor.spec.shape == want.shape
     np.testing.assert_array_equal(read(tensor), want)
     start = data.draw(st.integers(0, len(want)))
@@ -73,9 +76,9 @@ def test_any_slice_is_the_slice_of_the_whole(
 
 @given(Cases, st.integers(1, 200))
 def test_segments_and_blocks_are_the_whole_at_any_block_size(
-    make: Make, case: tuple[list[int], int, str | None], block_nbytes: int
+    build_tensor: Make, case: tuple[list[int], int, str | None], block_nbytes: int
 ) -> None:
-    tensor, want = make(case)
+    tensor, want = build_tensor(case)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merge_model, "TOUCHED_BYTES", block_nbytes)
         assert joined(tensor) == want.tobytes()
@@ -84,8 +87,8 @@ def test_segments_and_blocks_are_the_whole_at_any_block_size(
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in blocks(tensor, block_nbytes)]), want)
 
 
-def test_rows_that_nothing_touches_stay_ranges_of_the_file(make: Make) -> None:
-    tensor, _ = make(([2, 3, 7], 1, None))
+def test_rows_that_nothing_touches_stay_ranges_of_the_file(build_tensor: Make) -> None:
+    tensor, _ = build_tensor(([2, 3, 7], 1, None))
     sizes = [segment.nbytes if isinstance(segment, ByteRange) else segment.shape for segment in tensor.segments()]
     width = 16
     assert sizes == [2 * width, (2, 4), 3 * width, (1, 4), 4 * width, (1, 4)]
@@ -120,12 +123,12 @@ def test_a_tensor_without_a_pass_is_the_stored_tensor(tiny_adapter: Path, tiny_t
     assert merged == [EMBED]
 
 
-def test_a_pass_with_another_result_than_its_spec_is_an_error(make: Make) -> None:
+def test_a_pass_with_another_result_than_its_spec_is_an_error(build_tensor: Make) -> None:
     class WrongSpec(Cast):
         def out_spec(self, spec: TensorSpec) -> TensorSpec:
             return spec
 
-    tensor, _ = make(([], 0, None))
+    tensor, _ = build_tensor(([], 0, None))
     with pytest.raises(AssertionError, match=r"expected TensorSpec.*, found float16"):
         MergedTensor("x", tensor.source, [WrongSpec("F16")]).rows(0, 2)
 
@@ -136,3 +139,23 @@ def test_a_tensor_without_data_has_no_segments_to_loop_over(tmp_path: Path) -> N
     empty = FileTensor(TensorSpec("x", "F32", (1 << 36, 0)), ByteRange(path, 0, 0))
     assert joined(MergedTensor("x", empty, [Cast("F16")])) == b""
     assert tensors.read(empty).shape == (1 << 36, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("llama", {"target_modules": ["layers.0.self_attn.q_proj"]}),
+        ("llama", {"target_modules": ["layers.0.self_attn.q_proj"], "use_dora": True}),
+        ("mixtral", {"target_modules": ["layers.0.self_attn.q_proj"], "modules_to_save": ["layers.1.mlp.experts"]}),
+    ],
+    ids=["LoRA", "DoRA", "saved experts"],
+)
+def test_an_adapter_that_is_saved_again_is_read_anew_in_the_same_process(
+    model: str, settings: dict[str, Any], zoo_checkpoint: ZooCheckpoint, tmp_path: Path
+) -> None:
+    base = zoo_checkpoint(model)
+    for seed in range(2):
+        adapter = lora(base, tmp_path / "adapter", seed=seed, **settings)
+        out = tmp_path / str(seed)
+        assert merge(base, out, adapter, options=("--verify", "weights")) == 0
+        require_as_peft_merges(base, adapter, out)

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from exporter.io.files import version_of
 from exporter.models.placement import Block, Run, as_array
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.tensors import Array, ByteRange, TensorSpec, read
@@ -99,9 +100,14 @@ class PartTensor(FileTensor):
         return out
 
 
-@lru_cache(maxsize=1)
 def _whole(tensor: FileTensor) -> Array:
     """Read a whole parameter, and cache it, because several blocks of rows of several parts need the values."""
+    return _read_whole(tensor, version_of(tensor.place.path))
+
+
+@lru_cache(maxsize=1)
+def _read_whole(tensor: FileTensor, version: tuple[int, ...]) -> Array:
+    """Read a whole parameter. version: the version of the file; another version is read anew."""
     value = read(tensor)
     value.flags.writeable = False
     return value

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from exporter.io.files import version_of
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.edits import LowRank
 from exporter.tensors import Array, read
@@ -120,8 +121,13 @@ def _positions(places: tuple[Array, Array], length: int) -> Array:
     return out
 
 
-@lru_cache(maxsize=_HELD)
 def _wide(tensor: FileTensor) -> Array:
+    return _read_wide(tensor, version_of(tensor.place.path))
+
+
+@lru_cache(maxsize=_HELD)
+def _read_wide(tensor: FileTensor, version: tuple[int, ...]) -> Array:
+    """Read ``tensor`` as float64. version: the version of the file; another version is read anew."""
     value: Array = read(tensor).astype(np.float64)
     value.flags.writeable = False
     return value
