@@ -1,7 +1,7 @@
-"""Estimate the peak memory of a run before the run starts.
+"""Estimate the peak memory of an export before the export starts.
 
-The estimate is the sum of the memory for the Python process, the tensor headers, the blocks being processed, the
-low-rank factors of the adapters, and the data that the output format keeps in memory.
+The estimate includes the memory for the Python process, the tensor headers, one block of tensor rows, the low-rank
+factors of the adapters, and the data that the writer of the output format keeps in memory.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ def peak_nbytes(
     library_nbytes: int = 0,
     quantiser: bool = False,
 ) -> int:
-    """Return the estimated peak memory, in bytes, of a run that writes an output format.
+    """Return the estimated peak memory, in bytes, of an export to one output format.
 
-    casts: whether the run converts tensors to another dtype. parses_vocabulary: whether the run reads the tokens and
-    merges of tokenizer.json, and not only the token ids. whole_matrices: whether the run transposes matrices other than
-    the embedding and the LM head, and therefore loads each of them as a whole. library_nbytes: memory, in bytes, of the
-    Python packages that the output format imports. quantiser: whether the run starts llama.cpp's quantiser.
+    casts: whether the export converts tensors to another dtype. parses_vocabulary: whether the export reads the tokens
+    and merges of tokenizer.json, rather than only the token ids. whole_matrices: whether the export transposes matrices
+    other than the embedding and the LM head; a matrix is loaded as a whole to be transposed. library_nbytes: memory, in
+    bytes, of the Python packages that the output format imports. quantiser: whether the export starts llama.cpp's
+    quantiser.
     """
     computed = casts or any(change.updates or change.biases or change.replaced for _, change in merge.sources.values())
     nbytes = _PROCESS_BYTES + library_nbytes + _CHUNK_BYTES + _TENSOR_BYTES * len(merge.sources)
@@ -59,11 +60,14 @@ def peak_nbytes(
 
 
 def tracing_nbytes(nbytes: int) -> int:
-    """Return the estimated peak memory, in bytes, of tracing a model with ``nbytes`` bytes of weights."""
+    """Return the estimated peak memory, in bytes, of tracing a model with torch.onnx.
+
+    nbytes: size of the model's weights in bytes.
+    """
     return _TRACER_BYTES + _TRACER_FACTOR * nbytes
 
 
 def _largest(merge: MergePlan, without: set[str | None]) -> int:
-    """Return the size in bytes that the largest tensor has in float32, ignoring the tensors named in ``without``."""
+    """Return the float32 size, in bytes, of the merged model's largest tensor. without: names of tensors to ignore."""
     specs = {name: merge.checkpoint.tensors[stored].spec for name, (stored, _) in merge.sources.items()}
     return max((4 * spec.nbytes // spec.itemsize for name, spec in specs.items() if name not in without), default=0)

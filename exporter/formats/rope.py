@@ -1,4 +1,4 @@
-"""Parameters of rotary embeddings that both GGUF files and ONNX files contain."""
+"""Compute the parameter of rotary embeddings that GGUF writers and ONNX writers need."""
 
 from __future__ import annotations
 

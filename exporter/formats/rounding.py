@@ -1,4 +1,4 @@
-"""Functions that all formats use to round values to narrower floats and to integers."""
+"""Round values to narrower floats and to integers, for all output formats."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from exporter.tensors import DTYPES, Array, Float32, cast
 
 
 def narrowed(values: Array, dtype: str) -> Array:
-    """Round ``values`` to ``dtype`` (safetensors spelling). An array that already has the dtype is returned unchanged.
+    """Round ``values`` to ``dtype`` (safetensors spelling).
 
-    Values are first converted to float32, which is exact unless the stored dtype is F64, and then rounded once. Raises
-    BadInput for values beyond the range of F16.
+    If ``values`` already has the dtype ``dtype``, the array is returned unchanged. Values are first converted to
+    float32, which is exact unless the stored dtype is F64, and then rounded once. Raises BadInput for values beyond the
+    range of F16.
     """
     if values.dtype == DTYPES[dtype]:
         return values

@@ -1,4 +1,4 @@
-"""Determine the role of each stored tensor in the decoder, for GGUF and ONNX files of the built-in model families."""
+"""Determine the role of each checkpoint tensor, such as query projection, for models of the built-in families."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ _BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|(attention|att
 def assign(
     model: MergedModel, specs: Mapping[str, TensorSpec], spec: DecoderSpec
 ) -> tuple[dict[str, Slot], dict[str, str]]:
-    """Assign stored tensors to the slots of the decoder, where a slot is a role with the layer and expert numbers.
+    """Assign each checkpoint tensor to a slot of the decoder: a role, such as query projection, and the layer number.
 
-    Returns two dicts, ordered by shard and tensor name: the first maps the names of assigned tensors to slots, the
-    second maps the names of dropped tensors to reasons. specs: the value of ``model.specs``, which the caller has
-    already computed. A tensor that is neither assigned nor dropped causes a LedgerError later, when the ledger is
-    closed. Raises TensorMismatch for a missing tensor, or for a tensor shape that contradicts the config.
+    Returns two dicts, ordered by shard and tensor name. The first dict maps the name of each assigned tensor to the
+    tensor's slot. The second dict maps the name of each dropped tensor to the reason for dropping the tensor. specs:
+    the value of ``model.specs``, which the caller has already computed. The function ignores unknown tensors; the
+    caller's ledger, which records how each tensor is used, raises a LedgerError for an unknown tensor. Raises
+    TensorMismatch if a tensor is missing or if its shape contradicts the config.
     """
     # The checkpoint's naming scheme is the scheme with the most tensor names in common with the checkpoint.
     scheme = max(spec.naming_schemes, key=lambda names: len(names.keys() & specs.keys()))

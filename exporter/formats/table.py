@@ -28,17 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """Properties of an output format that the command-line verbs use.
+    """Properties of an output format that the commands of ttexport use.
 
-    options: the format's options class, whose attribute ``section`` is the format's name. planner: the module name and
-    the name of the function that makes a ``Target`` from a group of options and a merge; the module is imported on
-    first use. file: a template for the file name of a run's only artifact, with the placeholders ``{name}`` (the
-    model's name) and ``{storage}`` (the dtype or quantisation). place: a template, with the same placeholders as
-    ``file``, for the path of an artifact in a folder with several artifacts. patchable: whether ``ttexport patch``
-    accepts the format's artifacts. adapter_only: whether an artifact contains the adapter without the base.
-    keeps_quantisation: whether an artifact can contain a quantised base's matrices in their quantised form. library,
-    tags: the library name and the tags in the metadata of model cards on the Hugging Face hub. usage: a function that
-    returns the usage examples for a model card.
+    options: the format's options class, whose attribute ``section`` is the format's name. planner: the function that
+    plans an artifact, given as ``module:function``; the module is imported on first use. file: a template for the file
+    name of a run's only artifact, with the placeholders ``{name}`` (the model's name) and ``{storage}`` (the dtype or
+    quantisation). place: a template, with the placeholders of ``file``, for the path of the artifact in a folder with
+    several artifacts. patchable: whether ``ttexport patch`` accepts the format's artifacts. adapter_only: whether an
+    artifact contains the adapter without the base. keeps_quantisation: whether an artifact can contain a quantised
+    base's matrices in their quantised form. library, tags: the values of ``library_name`` and ``tags`` in the metadata
+    of a model card. usage: a function that returns the usage examples for a model card.
     """
 
     options: type[FormatOptions]
@@ -113,10 +112,10 @@ FORMATS: Final = _by_name(
 
 
 def plan_target(options: FormatOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Plan the artifact described by ``options``, an element of ``FormatOptions.artifacts()``.
+    """Plan the artifact described by ``options``, which must be an element of ``FormatOptions.artifacts()``.
 
-    The function reads tensor shapes only, no weights. If the format cannot represent the model, the returned target has
-    a ``refusal``. Raises BadInput for invalid inputs.
+    The function reads tensor shapes only, no weights. If the format cannot represent the model, the field ``refusal``
+    of the returned target contains the error. Raises BadInput for invalid inputs.
     """
     row = FORMATS[options.section]
     module, _, function = row.planner.partition(":")

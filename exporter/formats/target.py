@@ -1,4 +1,4 @@
-"""A planned artifact: the format's plan, or the reason why the format cannot represent the model."""
+"""Define planned artifacts. A planned artifact contains either the function that writes the artifact, or an error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FormatOptions(Options, ABC):
         return (self,)
 
     def whole(self) -> Self:
-        """Return a copy without options that act on the finished artifact, such as the size limit of GGUF parts."""
+        """Return a copy of the options without those that act on the finished artifact, such as the split of a GGUF."""
         return self
 
     def as_released(self) -> Self:
@@ -46,7 +46,7 @@ class FormatOptions(Options, ABC):
 
 
 class Scratch(Protocol):
-    """Temporary files of a run, each of which can be used for several artifacts."""
+    """Temporary files of a run, such as an unquantised GGUF, which can be used for several artifacts."""
 
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
         """Return (path of the temporary file ``name``, whether the file already existed).
@@ -62,7 +62,7 @@ class FolderScratch:
     folder: Path
 
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
-        """Implement ``Scratch.file``, with the temporary files stored in the folder."""
+        """Return (path of the temporary file ``name``, whether the file already existed), as ``Scratch.file`` does."""
         path = self.folder / name
         if path.exists():
             return path, True
@@ -87,15 +87,15 @@ def scratch_beside(out: Path) -> Iterator[FolderScratch]:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A planned artifact, or a ``refusal`` with the reason why the artifact cannot be written.
+    """A planned artifact. If the artifact cannot be written, ``refusal`` is the error that contains the reason.
 
-    write: a function that writes the artifact to a path. finish: a function for a last step, such as the split of a
-    GGUF into parts; the function may create files beside the artifact whose names start with the artifact's name.
-    notes: sentences about properties of the model that the format cannot represent. nbytes: the artifact's size in
-    bytes, which is an estimate if ``estimated`` is True. work_nbytes: the number of bytes written to make the artifact,
-    including temporary files, if larger than ``nbytes``. peak_nbytes: the estimated peak memory of writing the
-    artifact, in bytes. maker: the program or method that writes the artifact, for a format with several writers. place:
-    the path of the artifact below OUT, or an empty path if the artifact is OUT itself.
+    write: a function that writes the artifact to a path. finish: a function for a last step, such as cutting a GGUF
+    into parts. The function may create files beside the artifact if their names start with the artifact's name. notes:
+    sentences about properties of the model that the format cannot represent. nbytes: the artifact's size in bytes,
+    which is an estimate if ``estimated`` is True. work_nbytes: the number of bytes written to make the artifact and its
+    temporary files, or None if equal to ``nbytes``. peak_nbytes: the estimated peak memory of writing the artifact, in
+    bytes. maker: the program or method that writes the artifact, for a format with several writers. place: the path of
+    the artifact relative to the output folder, or an empty path if the artifact itself is the output.
     """
 
     format: str
@@ -114,7 +114,7 @@ class Target:
     def make(self, path: Path, progress: Progress, scratch: Scratch) -> None:
         """Write the artifact, then run ``finish``.
 
-        Raises the ``refusal`` if the target has one, and passes on the errors of the format's writer.
+        Raises the error in ``refusal``, if there is one, and the errors of the format's writer.
         """
         if self.refusal:
             raise self.refusal

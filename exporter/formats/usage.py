@@ -1,4 +1,7 @@
-"""Define the types of usage examples for model cards. Each example is code that runs an artifact with one client."""
+"""Define the dataclasses for the usage examples in model cards.
+
+Each example runs an artifact with one client, such as llama.cpp.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ PROMPT: Final = "Hello!"
 
 @dataclass(frozen=True, slots=True)
 class ReleasedArtifact:
-    """An artifact of a release, as described by the model card in the folder of the release.
+    """An artifact of a release, with paths relative to the folder of the model card.
 
     path: the path of the artifact's file or folder, or of the first part of a split GGUF. files: the sorted paths of
-    all files of the artifact. All paths are relative to the model card's folder, with forward slashes.
+    all files of the artifact. All paths use forward slashes.
     """
 
     path: str

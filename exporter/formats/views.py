@@ -1,7 +1,6 @@
-"""Lazy views of stored tensors, which reorder, transpose, shift or stack rows and are computed in blocks of rows.
+"""Define lazy views of checkpoint tensors, which reorder, transpose, shift or stack rows in blocks of rows.
 
-To compute a block of rows, a view reads only the source rows that the block needs, so memory use does not grow with the
-model.
+To compute a block of rows, a view reads only the rows that the block needs, so memory use does not grow with the model.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, TensorSp
 
 
 def row_blocks(tensor: LazyTensor, nbytes: int) -> Iterator[Array]:
-    """Yield all rows of the tensor in blocks of about ``nbytes`` bytes.
+    """Yield all rows of ``tensor``, in blocks of about ``nbytes`` bytes.
 
-    A block consists of whole units of ``tensor.unit`` rows, and contains at least one unit.
+    The number of rows in a block is a multiple of ``tensor.unit``, and is never 0.
     """
     spec = tensor.spec
     unit: int = getattr(tensor, "unit", 1)
@@ -33,7 +32,10 @@ class _OneSource(ABC):
 
     @property
     def spec(self) -> TensorSpec:
-        """The spec of the source tensor, unless a subclass overrides the property."""
+        """Name, dtype and shape of the view.
+
+        A subclass overrides the property if the view differs from the source tensor.
+        """
         return self.source.spec
 
     @abstractmethod
@@ -47,10 +49,10 @@ class _OneSource(ABC):
 
 @dataclass(frozen=True)
 class Interleaved(_OneSource):
-    """A view of query or key rows in which rows i and i + d/2 of each head are neighbours.
+    """A view of query or key rows in which rows i and i + d/2 of each head of d rows are neighbours.
 
-    The source has ``heads`` heads of d rows. In some of llama.cpp's architectures, the rotary embedding rotates pairs
-    of neighbouring rows, whereas transformers rotates row i with row i + d/2.
+    In some of llama.cpp's architectures, the rotary embedding rotates pairs of neighbouring rows, whereas transformers
+    rotates row i with row i + d/2.
     """
 
     heads: int
@@ -61,7 +63,10 @@ class Interleaved(_OneSource):
         return self.spec.n_rows // self.heads
 
     def rows(self, start: int, stop: int) -> Array:
-        """Return rows [start, stop) of the view. Peak memory: two copies of the heads that contain the rows."""
+        """Return rows [start, stop) of the view.
+
+        Peak memory: two copies of all heads that contain the returned rows.
+        """
         width = self.unit
         first, last = start // width * width, -(-stop // width) * width
         stored = self.source.rows(first, last)
@@ -85,7 +90,7 @@ class Regrouped(_OneSource):
         return self.spec.n_rows // (3 * self.heads)
 
     def rows(self, start: int, stop: int) -> Array:
-        """Return rows [start, stop) of the view. Peak memory: two copies of the rows."""
+        """Return rows [start, stop) of the view. Peak memory: two copies of the returned rows."""
         width = self.unit
         parts = []
         at = start
@@ -101,20 +106,23 @@ class Regrouped(_OneSource):
 
 @dataclass(frozen=True)
 class Transposed(_OneSource):
-    """A transposed view of a stored matrix. Each block needs a pass over the whole source, so blocks are large."""
+    """A transposed view of a stored matrix.
+
+    Each block of the view needs a pass over the whole matrix, so blocks are large.
+    """
 
     @property
     def spec(self) -> TensorSpec:
-        """The source's spec with the two dimensions of the shape swapped."""
+        """Name, dtype and shape of the view: as in the source tensor, but with the two dimensions swapped."""
         return replace(self.source.spec, shape=self.source.spec.shape[::-1])
 
     @property
     def unit(self) -> int:
-        """Number of columns of the source that fill a block of the view."""
+        """Number of rows in a block of the view."""
         return max(1, BLOCK_BYTES // max(1, self.spec.row_nbytes))
 
     def rows(self, start: int, stop: int) -> Array:
-        """Return rows [start, stop) of the view. Peak memory: the returned rows plus a block of the source."""
+        """Return rows [start, stop) of the view. Peak memory: the returned rows plus a block of the source tensor."""
         value: Array | None = None
         for first, block in blocks(self.source):
             if value is None:
@@ -135,12 +143,12 @@ class Shifted(_OneSource):
 
     @property
     def spec(self) -> TensorSpec:
-        """A copy of the source's spec, with the dtype of the sum."""
+        """Name, dtype and shape of the view: as in the source tensor, but with the dtype of the sum."""
         stored = self.source.spec
         return stored if stored.dtype == "F16" else replace(stored, dtype="F32")
 
     def rows(self, start: int, stop: int) -> Array:
-        """Return rows [start, stop) of the view. Peak memory: two copies of the rows."""
+        """Return rows [start, stop) of the view. Peak memory: two copies of the returned rows."""
         value = cast(self.source.rows(start, stop), self.spec.dtype)
         shifted: Array = value + value.dtype.type(self.offset)
         return shifted
@@ -154,12 +162,12 @@ class Stacked:
 
     @property
     def spec(self) -> TensorSpec:
-        """The spec of the first source tensor, except that the row count is the total of all source tensors."""
+        """Name, dtype and shape of the view: as in the first source tensor, but with the rows of all source tensors."""
         first = self.sources[0].spec
         return replace(first, shape=(sum(source.spec.n_rows for source in self.sources), *first.shape[1:]))
 
     def rows(self, start: int, stop: int) -> Array:
-        """Return rows [start, stop) of the view. Peak memory: two copies of the rows."""
+        """Return rows [start, stop) of the view. Peak memory: two copies of the returned rows."""
         parts, at = [], 0
         for source in self.sources:
             count = source.spec.n_rows

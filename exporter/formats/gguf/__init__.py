@@ -1,7 +1,7 @@
 """Plan a GGUF file from a merged model, and write the file.
 
-The public names of this package are imported on first use, because patching a GGUF needs only a few modules of the
-package, and none of the modules that describe model families.
+The public names of this package are imported on first use, so that ``ttexport patch``, which uses only a few modules of
+the package, does not import the modules that describe model families.
 """
 
 from __future__ import annotations

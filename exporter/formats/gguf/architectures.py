@@ -1,4 +1,4 @@
-"""Check that a GGUF can represent a decoder, and list why llama.cpp's results may differ from transformers'.
+"""Check that llama.cpp can run a decoder, and list the reasons why its results may differ from transformers' results.
 
 The properties of llama.cpp's architectures are defined in ``exporter/families/llama_cpp.py`` and in the modules of the
 model families.
@@ -61,10 +61,10 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
 
 
 def _odd_yarn(rope: Rope) -> str | None:
-    """Return the name of the config's first YaRN parameter that llama.cpp and transformers apply differently, if any.
+    """Return the first YaRN parameter in the config that llama.cpp and transformers apply differently, or None.
 
-    For each parameter that the function can return, the KL divergence between the outputs of llama.cpp and of
-    transformers is 0.03 or more.
+    A parameter counts as applied differently if it causes a KL divergence of 0.03 or more between the outputs of
+    llama.cpp and of transformers.
     """
     table = rope.scaling or {}
     given = [
@@ -78,7 +78,7 @@ def _odd_yarn(rope: Rope) -> str | None:
 
 
 def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
-    """Check that llama.cpp can load a decoder with exactly the biases of this model.
+    """Check that llama.cpp can load a decoder that has exactly the biases of this model.
 
     Raises NotExpressible if the model has a bias that llama.cpp does not read, or lacks a bias that llama.cpp requires.
     """

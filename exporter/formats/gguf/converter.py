@@ -1,8 +1,8 @@
-"""Write GGUFs of models without a built-in family, by running llama.cpp's converter on the merged checkpoint.
+"""Write GGUFs of model families that ttexport does not know, by running llama.cpp's converter on the merged checkpoint.
 
-The user gives the path of llama.cpp's converter script. The converter script runs with the current Python interpreter,
-in a separate process without network access.
-The GGUF that the script writes is verified like every other GGUF, so the script need not be trusted.
+The user passes the path of llama.cpp's converter script with the option ``--converter``. The converter script runs with
+the current Python interpreter, in a separate process without network access.
+The GGUF that the script writes is verified like every other GGUF, so a wrong conversion is detected.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class ConverterLayout:
 def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> ConverterLayout:
     """Plan the temporary merged checkpoint of ``model`` that the converter ``script`` reads.
 
-    Reads tensor shapes only, no weights. ftype: the file type of the GGUF (F32, F16, BF16 or Q8_0), or None to use the
-    dtype of the embedding. Raises NotExpressible if the converter cannot write ``ftype``, and UnreadableFile if the
-    script does not exist.
+    The function reads tensor shapes only, no weights. ftype: the file type of the GGUF (F32, F16, BF16 or Q8_0), or
+    None to use the dtype of the embedding. Raises NotExpressible if the converter cannot write ``ftype``, and
+    UnreadableFile if the script does not exist.
     """
     if not script.is_file():
         raise UnreadableFile(script, "expected llama.cpp's convert_hf_to_gguf.py, but the file does not exist")

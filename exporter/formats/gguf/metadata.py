@@ -1,4 +1,4 @@
-"""Make all GGUF metadata keys except the tokenizer keys: architecture, hyperparameters, sampling and provenance."""
+"""Make the GGUF metadata keys for architecture, hyperparameters, sampling and provenance, but not for the tokenizer."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
 
 
 def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
-    """Return a dict that maps each name that ``Architecture.keys`` can contain to the metadata keys with that name."""
+    """Map each name that ``Architecture.keys`` can contain to the GGUF metadata keys that are written for the name."""
     arch, attention, rope, moe = row.name, spec.attention, spec.rope, spec.moe
     epsilon = "layer_norm_rms_epsilon" if spec.norm.type == "rms" else "layer_norm_epsilon"
     counts: dict[str, int | None] = {
@@ -184,12 +184,15 @@ def size_class(entries: Sequence[TensorEntry]) -> str:
 
 
 def provenance_keys(provenance: Mapping[str, str]) -> list[Key]:
-    """Return the artifact's provenance as metadata keys with the prefix ``ttexport.``."""
+    """Return the provenance of a GGUF (its base model, adapters, …) as metadata keys with the prefix ``ttexport.``."""
     return [writer.text(f"ttexport.{name}", value) for name, value in sorted(provenance.items())]
 
 
 def model_name(path: Path) -> str:
-    """Return the folder's name or, for a snapshot folder in the Hugging Face cache, the name of the repository."""
+    """Return the name of a model folder.
+
+    For a snapshot folder in the Hugging Face cache, the repository's name is returned.
+    """
     resolved = path.resolve()
     if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
         return resolved.parent.parent.name.split("--")[-1]

@@ -1,4 +1,4 @@
-"""Map the tensor roles of a decoder to llama.cpp's tensor names.
+"""Map the roles of a decoder's tensors, such as the query projection, to llama.cpp's tensor names.
 
 Sources: the gguf-py package for the tensor names, and GGUF's specification (docs/gguf.md) for the metadata keys.
 """
@@ -40,7 +40,7 @@ _LAYER: Final[Mapping[Role, str]] = {
 
 
 def tensor_name(slot: Slot) -> str:
-    """Return llama.cpp's name for the tensor in ``slot``.
+    """Return llama.cpp's name for the tensor of ``slot``, which gives the tensor's role and layer.
 
     llama.cpp stores the matrices of all experts as one stacked tensor, so the name returned for an expert's matrix is
     the name of the stacked tensor.

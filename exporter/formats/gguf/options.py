@@ -22,7 +22,10 @@ def is_file_type(name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufOptions(FormatOptions):
-    """Options for writing one GGUF file per type in ``types``, or one in the base's dtype if ``types`` is empty."""
+    """Options for writing one GGUF file for each type in ``types``.
+
+    If ``types`` is empty, a single file in the base's dtype is written.
+    """
 
     section: ClassVar[str] = "gguf"
 
@@ -101,7 +104,7 @@ class GgufOptions(FormatOptions):
     def artifacts(self) -> Sequence[Self]:
         """Return one copy of the options per GGUF file.
 
-        Options that do not apply to the type of a GGUF file are omitted from the copy for that file.
+        If an option does not apply to the type of a GGUF file, the copy for the file leaves the option unset.
         """
         return [self._of(name) for name in self.types] or (self,)
 
@@ -110,10 +113,11 @@ class GgufOptions(FormatOptions):
         return replace(self, split_max_size=None, split_max_tensors=None)
 
     def as_released(self) -> Self:
-        """Copy the options of one file; an unquantised type is moved from the field ``types`` to the field ``dtype``.
+        """Return the options with which a release writes one GGUF file.
 
-        If ``dtype`` is given, a release rounds the trained token rows directly to ``dtype``, instead of first rounding
-        the rows to the base's dtype.
+        If the file's type is not quantised, the copy has the type in the field ``dtype`` instead of ``types``. If
+        ``dtype`` is set, the trained token rows are rounded directly to ``dtype``; otherwise the rows are first rounded
+        to the base's dtype.
         """
         plain = self.types[0] if self.types and self.types[0] in DTYPES else None
         return replace(self, types=(), dtype=plain) if plain else self
@@ -125,7 +129,7 @@ class GgufOptions(FormatOptions):
 
     @property
     def storage(self) -> str | None:
-        """The requested dtype in safetensors spelling, or None to keep the base's dtype."""
+        """The requested dtype in safetensors spelling, such as BF16, or None to keep the base's dtype."""
         return DTYPES[self.dtype] if self.dtype else None
 
     @property
@@ -138,7 +142,7 @@ class GgufOptions(FormatOptions):
 
     @property
     def split(self) -> Split | None:
-        """The size limits of the parts of a split GGUF, or None for a GGUF in a single file."""
+        """The limits at which the GGUF is split into parts, or None to write a single file."""
         if self.split_max_size is None and self.split_max_tensors is None:
             return None
         from exporter.formats.gguf.split import Split  # a lazy import: the module reads GGUF files

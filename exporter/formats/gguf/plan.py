@@ -1,4 +1,4 @@
-"""Plan the GGUF of a merged model. The offsets of all tensors in the GGUF are computed before any weight is read."""
+"""Plan the GGUF of a merged model. The offset of every tensor in the file is computed before any weight is read."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ NO_BOS_VOCAB: Final = 49152
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A planned GGUF tensor, either converted from the stored tensors ``sources`` or computed (``value``).
+    """A planned GGUF tensor: either a conversion of the checkpoint tensors ``sources``, or the array ``value``.
 
-    rule: the description of the conversion, for the ledger. tensor: a lazy tensor with the rows before they are
-    encoded, or None if ``value`` is given.
+    rule: a text that describes the conversion. tensor: the lazy tensor whose rows are encoded in the GGUF type, or None
+    if ``value`` is given.
     """
 
     entry: TensorEntry
@@ -51,8 +51,8 @@ class PlannedTensor:
 class GgufLayout:
     """The planned GGUF: its metadata keys, and its tensors in file order.
 
-    keys: all metadata keys except provenance. dropped: maps the name of each stored tensor that is left out on purpose
-    to the reason recorded in the ledger. notes: properties of the model that a GGUF cannot represent.
+    keys: all metadata keys except provenance. dropped: maps the name of each checkpoint tensor that is left out on
+    purpose to the reason. notes: properties of the model that a GGUF cannot represent.
     """
 
     model: MergedModel
@@ -74,7 +74,7 @@ class GgufLayout:
     def header(self) -> bytes:
         """Return all bytes of the GGUF before the data section.
 
-        The function reads the base model's embedding once, to compute the digest of the embedding.
+        The base model's embedding is read once, because the header contains a digest of the embedding.
         """
         return self._header(self.model.provenance)
 
@@ -87,14 +87,14 @@ class GgufLayout:
 def plan_gguf(
     model: MergedModel, ftype: str | None = None, *, pre_tokenizer: str | None = None, mixed: str | None = None
 ) -> GgufLayout:
-    """Plan the GGUF of ``model``. Reads tensor shapes and the tokenizer, but no weights.
+    """Plan the GGUF of ``model``. The function reads tensor shapes and the tokenizer, but no weights.
 
     ftype: the file type (F32, F16, BF16 or Q8_0), or None to keep the stored dtype of the matrices. pre_tokenizer:
     llama.cpp's name of the pre-tokenizer, to be written instead of the name that ttexport recognises. mixed: the file
     type to use if the model's matrices have several dtypes; if ``mixed`` is None, a model with several dtypes raises an
     error.
     Raises NotExpressible if the model family, the tokenizer or ``ftype`` is not supported, and BadInput if the tensors
-    do not fit the config.
+    contradict the config.
     """
     spec = describe(model.config, "gguf")
     row = architecture(spec, tied=model.tie.tied)
@@ -123,12 +123,13 @@ def plan_gguf(
 
 
 def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
-    """Return a pair (slot, names of the stored tensors) for each tensor of the GGUF, in file order.
+    """Return a pair (slot, names of the checkpoint tensors to convert) for each tensor of the GGUF, in file order.
 
-    Tensors that the checkpoint stores separately for each expert or head are stacked into one GGUF tensor, ordered by
-    expert or head number. llama.cpp's converter writes a stacked tensor as soon as all parts of the stack have been
-    read. The converter writes the stacked expert tensors of a layer one after another, in the order of the tensor names
-    of the layer's first expert.
+    A slot gives the tensor's role and layer. Tensors that the checkpoint stores separately for each expert or head are
+    stacked into one GGUF tensor, ordered by expert or head number. The file order is the order of llama.cpp's
+    converter, which writes a stacked tensor as soon as all parts of the stack have been read. The converter writes a
+    layer's stacked expert tensors one after another, in the order in which the tensors of the layer's first expert are
+    stored.
     """
     groups: dict[Slot, dict[int, str]] = {}
     last: dict[Slot, tuple[int, int]] = {}
@@ -189,7 +190,7 @@ def _planned(
 def _view(
     model: MergedModel, names: Sequence[str], slot: Slot, spec: DecoderSpec, row: Architecture
 ) -> tuple[LazyTensor, str]:
-    """Return (a view of the tensors in llama.cpp's layout, a ledger text that describes the change of layout)."""
+    """Return (a view of the tensors in llama.cpp's layout, a text that describes how the layout changed)."""
     tensor = model.tensor(names[0])
     if len(names) > 1:
         if len({model.specs[name].dtype for name in names}) > 1:
@@ -209,7 +210,7 @@ def _view(
 
 
 def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architecture) -> tuple[LazyTensor, str]:
-    """Return (``tensor`` with its rows in llama.cpp's order, a ledger text that describes the change of order)."""
+    """Return (a view of ``tensor`` with its rows in llama.cpp's order, a text that describes how the order changed)."""
     attention = spec.attention
     if slot.role is Role.QKV and attention.qkv == "heads":
         return Regrouped(tensor, attention.heads), ", rows regrouped into all queries, all keys and all values"
@@ -220,7 +221,7 @@ def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architectu
 
 
 def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
-    """Return the tensors of rotary frequency divisors that a GGUF contains for the rope types llama3 and longrope."""
+    """Return the tensors of rotary frequency divisors, or an empty list if the rope type needs no divisors."""
     scaling = (spec.rope.scaling if spec.rope else None) or {}
     if spec.rope and scaling.get("rope_type") == "llama3":
         values = {"rope_freqs": _llama3(spec.rope, Settings(scaling))}
@@ -237,9 +238,9 @@ def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
 def _llama3(rope: Rope, numbers: Settings) -> Array:
     """Return the rotary frequency divisors of the rope type "llama3", as a float32 array of shape (dims / 2,).
 
-    Rotary frequencies above the high threshold stay unchanged, frequencies below the low threshold are divided by
-    ``factor``, and frequencies between the two thresholds are interpolated. Source: the function apply_scaling in Llama
-    3.1's code.
+    The divisor is 1 for rotary frequencies above an upper threshold, and ``factor`` for frequencies below a lower
+    threshold; between the two thresholds, the divisor is interpolated. Source: the function apply_scaling in Meta's
+    code for Llama 3.1.
     """
     factor, low = numbers.number("factor", 8.0), numbers.number("low_freq_factor", 1.0)
     high, context = numbers.number("high_freq_factor", 4.0), numbers.number("original_max_position_embeddings", 8192)
@@ -277,11 +278,10 @@ def _keys(
 
 
 def _rows_dtype(model: MergedModel, ftype: str) -> str:
-    """Return the dtype to which token rows are rounded before they are encoded in their tensor's GGUF type.
+    """Return the dtype to which trained token rows are rounded before being encoded in the embedding's GGUF type.
 
-    The GGUF records the dtype so that a later patch can repeat the rounding. If a float32 model is written in a
-    narrower float type, the weights are rounded once; if the GGUF is then quantised, the result depends only on the
-    rounded weights.
+    The dtype is recorded in the GGUF, so that a later ``ttexport patch`` can repeat the rounding. If a float32 model is
+    written to a GGUF in F16 or BF16, the rows are rounded to the type of the GGUF, otherwise to the model's dtype.
     """
     dtype = model.specs[model.tie.embedding].dtype
     return ftype if dtype == "F32" and ftype in FLOATS else dtype

@@ -29,9 +29,9 @@ _U16, _I32 = 2, 5
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Limits for each part of a split GGUF: the maximum number of tensor bytes, and the maximum number of tensors.
+    """Limits for the parts of a split GGUF: the maximum size of the tensor data in bytes, and the number of tensors.
 
-    A limit of None means that the size or the number of tensors is unlimited.
+    If a limit is None, the size or the number of tensors of a part is unlimited.
     """
 
     max_nbytes: int | None = None

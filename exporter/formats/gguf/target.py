@@ -1,4 +1,4 @@
-"""Plan a GGUF from the user's options, and choose the program that writes the GGUF."""
+"""Plan a GGUF from the user's options, and choose whether ttexport or a program of llama.cpp writes the GGUF."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from exporter.progress import Progress
 
 
 def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Plan a single GGUF. Reads tensor shapes and the tokenizer, but no weights.
+    """Plan a single GGUF. The function reads tensor shapes and the tokenizer, but no weights.
 
     Raises NotExpressible if a GGUF cannot represent the model, and BadInput for invalid inputs.
     """

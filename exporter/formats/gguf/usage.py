@@ -1,4 +1,4 @@
-"""Make the usage examples for the model cards of GGUF files, which run llama.cpp and Ollama."""
+"""Make usage examples for model cards of GGUF files. Each example runs llama.cpp or Ollama."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def preferred_gguf(artifacts: Sequence[ReleasedArtifact]) -> list[ReleasedArtifa
 
 
 def gguf_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """Yield example code that runs a GGUF with llama.cpp and, if at least one GGUF is a single file, with Ollama.
+    """Yield example code that runs a GGUF with llama.cpp and, if at least one GGUF is not split, with Ollama.
 
-    The example for llama.cpp runs the GGUF with the most recommended file type. The example for Ollama uses the
-    release's Modelfile.
+    The example for llama.cpp runs the GGUF with the most recommended file type. The example for Ollama uses the file
+    ``Modelfile`` in the folder of the model card.
     """
     preferred = preferred_gguf(artifacts)[0]
     yield Usage("llama.cpp", "sh", f"llama-cli -m {shlex.quote(preferred.path)} -p '{PROMPT}'")

@@ -1,8 +1,8 @@
-"""Serialise the GGUF container format, for any kind of model: typed keys, tensor entries, offsets and alignment.
+"""Serialise the header of a GGUF file: metadata keys, tensor entries with offsets, and padding.
 
-All bytes before the data section are built in memory first, so the file size is known before writing starts. The
-strings of an array are joined in a single call, because writing the strings of a vocabulary one by one would take
-seconds.
+All bytes before the data section of the GGUF are built in memory, so the file size is known before writing starts. The
+strings of an array are joined in a single call, because it would take seconds to write the tokens of a vocabulary one
+by one.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ class Key:
 
 
 def u32(name: str, value: int) -> Key:
-    """Return a key with an unsigned 32-bit value, for a count or an id."""
+    """Return a GGUF metadata key with an unsigned 32-bit integer, such as a count or a token id."""
     return _scalar(name, "u32", value)
 
 
 def i32(name: str, value: int) -> Key:
-    """Return a key with a signed 32-bit value."""
+    """Return a GGUF metadata key with a signed 32-bit integer."""
     return _scalar(name, "i32", value)
 
 
 def f32(name: str, value: float) -> Key:
-    """Return a key whose value is ``value`` rounded to float32."""
+    """Return a GGUF metadata key with ``value`` rounded to float32."""
     return _scalar(name, "f32", value)
 
 
 def truth(name: str, value: bool) -> Key:
-    """Return a key with a boolean value."""
+    """Return a GGUF metadata key with a boolean value."""
     return _scalar(name, "bool", value)
 
 
 def text(name: str, value: str) -> Key:
-    """Return the bytes of a metadata key with a string value."""
+    """Return a GGUF metadata key with a string value."""
     return Key(name, struct.pack("<I", STRING) + _string(value))
 
 
 def texts(name: str, values: Sequence[str]) -> Key:
-    """Return a key with an array of strings."""
+    """Return a GGUF metadata key with an array of strings."""
     try:
         encoded = [value.encode("utf-8", "surrogateescape") for value in values]
     except UnicodeEncodeError as exc:
@@ -77,19 +77,19 @@ def texts(name: str, values: Sequence[str]) -> Key:
 
 
 def i32s(name: str, values: Sequence[int]) -> Key:
-    """Return a key with an array of signed 32-bit integers."""
+    """Return a GGUF metadata key with an array of signed 32-bit integers."""
     head = struct.pack("<IIQ", ARRAY, _VALUE_TYPES["i32"], len(values))
     return Key(name, head + np.asarray(values, "<i4").tobytes())
 
 
 def f32s(name: str, values: Sequence[float]) -> Key:
-    """Return a key whose value is an array of numbers, each rounded to float32."""
+    """Return a GGUF metadata key with an array of numbers that are rounded to float32."""
     head = struct.pack("<IIQ", ARRAY, _VALUE_TYPES["f32"], len(values))
     return Key(name, head + np.asarray(values, "<f4").tobytes())
 
 
 def bytes8(name: str, value: bytes) -> Key:
-    """Return a key with an array of bytes."""
+    """Return a GGUF metadata key with an array of bytes."""
     return Key(name, struct.pack("<IIQ", ARRAY, _VALUE_TYPES["u8"], len(value)) + value)
 
 
@@ -130,7 +130,10 @@ class TensorEntry:
 
 
 def encoded_nbytes(tensor_type: str, elements: int) -> int:
-    """Size in bytes of ``elements`` values in a ggml type. The values must fill whole blocks of the type."""
+    """Size in bytes of ``elements`` values in a ggml type.
+
+    The number of values must be a multiple of the type's block size.
+    """
     _, block, block_nbytes = TENSOR_TYPES[TYPE_NUMBERS[tensor_type]]
     assert elements % block == 0, (tensor_type, elements)
     return elements // block * block_nbytes
@@ -139,10 +142,10 @@ def encoded_nbytes(tensor_type: str, elements: int) -> int:
 def header(
     keys: Sequence[Key], entries: Sequence[TensorEntry], *, alignment: int = ALIGNMENT, version: int = VERSION
 ) -> tuple[bytes, int]:
-    """Return (all bytes before the data section, size of the whole file in bytes).
+    """Return (all bytes of a GGUF before its data section, size of the whole GGUF in bytes).
 
-    The data section contains the tensors in the order of ``entries``, and each tensor is padded to a multiple of
-    ``alignment`` bytes.
+    The data section of a GGUF contains the tensors in the order of ``entries``, and each tensor is padded to a multiple
+    of ``alignment`` bytes.
     """
     names = [key.name for key in keys]
     assert len(set(names)) == len(names), "expected unique metadata keys, found a duplicate"

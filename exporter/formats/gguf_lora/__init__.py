@@ -1,1 +1,4 @@
-"""Write GGUF LoRA files, which contain an adapter without its base, and which ``llama-cli --lora`` loads."""
+"""Write GGUF LoRA files, which contain an adapter without its base model.
+
+llama.cpp loads a GGUF LoRA with the option ``--lora``.
+"""

@@ -1,8 +1,8 @@
-"""Write adapters as a GGUF LoRA: token rows become exact low-rank factor pairs, and LoRA updates stay unchanged.
+"""Write adapters as a GGUF LoRA. Trained token rows are converted exactly to low-rank factors.
 
-Replacing one row of a matrix is an update of rank one: a one-hot column times (new row minus old row). llama.cpp reads
-the LoRA pair of ``token_embd.weight`` transposed: each token selects a row of ``lora_a``, which is then multiplied by
-``lora_b``.
+Replacing one row of a matrix is an update of rank one: a one-hot column times the difference of new and old row.
+llama.cpp reads the LoRA pair of ``token_embd.weight`` transposed: each token selects a row of ``lora_a``, which is then
+multiplied by ``lora_b``.
 Sources: llama-adapter.cpp and build_inp_embd in llama.cpp for the computation; llama.cpp's convert_lora_to_gguf.py for
 the names of tensors and keys.
 """
@@ -86,11 +86,12 @@ class LoraLayout:
 
 
 def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
-    """Plan one LoRA, stored in ``dtype``, that combines all adapters of ``merge``.
+    """Plan a single GGUF LoRA in ``dtype`` that combines all adapters of ``merge``.
 
-    Reads the low-rank factors of the adapters, and those rows of the base model's embedding and LM head that change.
-    Raises NotExpressible for changes that a GGUF LoRA cannot represent: changed rows of a base with tied embeddings,
-    new tokens, replacements of whole tensors, DoRA, changed biases, changed experts.
+    The function reads the low-rank factors of the adapters, and the rows of the base model's embedding and LM head that
+    the adapters change. Raises NotExpressible for changes that a GGUF LoRA cannot represent: changed rows of an
+    embedding that is tied to the LM head, new tokens, replacements of whole tensors, DoRA, changes of biases, and
+    changes of experts.
     """
     if not merge.adapters:
         raise NotExpressible(
@@ -159,10 +160,10 @@ def _left(pair: FactorPair) -> Iterator[Array]:
 
 
 def _without_copy(merge: MergePlan, stored: str, change: Change) -> tuple[str, Change]:
-    """Drop the adapter's replacement of a whole tensor if the replacement equals the base's tensor.
+    """If an adapter replaces a whole tensor by a copy of the base's tensor, drop the replacement.
 
-    PEFT can save the whole embedding in addition to updates of single rows, so an adapter may contain a replacement
-    that changes nothing. The base's tensor is read only if the adapter replaces the tensor.
+    PEFT can save the whole embedding in addition to trained token rows, so the embedding in an adapter may equal the
+    base's embedding. The base's tensor is read only if the adapter replaces the tensor.
     """
     base, replacement = merge.checkpoint.tensors[stored], change.replaced
     if replacement and replacement.tensor.spec.shape == base.spec.shape and same_values(replacement.tensor, base):
@@ -194,7 +195,7 @@ def _alpha(merge: MergePlan) -> float:
     """Choose the LoRA alpha to write to the GGUF LoRA.
 
     llama.cpp scales a LoRA pair of rank r by alpha / r, and an alpha of 0 means no scaling. If all LoRA updates have
-    the same alpha, the GGUF LoRA gets that alpha, so that the factors can be stored unchanged.
+    the same alpha, this alpha is chosen, so that the factors can be stored unchanged.
     """
     alphas = {update.scaling * update.rank for _, change in merge.sources.values() for update in change.updates}
     alpha = alphas.pop() if len(alphas) == 1 else 0.0
@@ -248,7 +249,7 @@ def _refuse(name: str, path: Path, change: Change, slot: Slot) -> None:
 
 
 def _factors(update: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Array]:
-    """Return the LoRA factors (left, right) for a matrix in llama.cpp's orientation (out, in)."""
+    """Return the LoRA factors left (out, rank) and right (rank, in) of an update, in the orientation of llama.cpp."""
     down, up = cast(read(update.down), "F32"), cast(read(update.up), "F32")
     if update.target_type == "embedding" or (update.target_type == "parameter" and slot.role in spec.transposed):
         return down.T, up.T
@@ -256,14 +257,14 @@ def _factors(update: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Arr
 
 
 def _deltas(new: TokenRows, base: LazyTensor) -> Array:
-    """Return the new rows minus the base's rows, rounded once to float32, as an array (rows, hidden)."""
+    """Return the trained token rows minus the base's rows, rounded once to float32, as an array (rows, hidden)."""
     assert new.token_ids[-1] < base.spec.n_rows, "expected token rows of the base model, found new token rows"
     old = np.concatenate([base.rows(token_id, token_id + 1) for token_id in new.token_ids])
     return (new.rows.astype(np.float64) - old.astype(np.float64)).astype(np.float32)
 
 
 def _exact_rank(alpha: float, rank: int) -> int:
-    """Return a rank of at least ``rank`` such that rank / alpha is a power of two, so that the LoRA scaling is exact.
+    """Return a number r >= ``rank`` such that r / alpha is a power of two, so that scaling by alpha / r is exact.
 
     If alpha is not an integer, the function returns ``rank`` unchanged.
     """
@@ -279,7 +280,7 @@ def _exact_rank(alpha: float, rank: int) -> int:
 
 @dataclass(frozen=True)
 class _InMemory:
-    """A lazy tensor whose rows come from a matrix in memory."""
+    """A lazy tensor whose rows are in memory."""
 
     value: Array
 

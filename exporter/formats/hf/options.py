@@ -11,7 +11,10 @@ from exporter.options import ValueType, option
 
 @dataclass(frozen=True, kw_only=True)
 class HfOptions(FormatOptions):
-    """Options for writing a checkpoint folder like transformers' save_pretrained. max_shard_size: a number of bytes."""
+    """Options for writing a checkpoint folder that transformers loads.
+
+    max_shard_size: maximum size of a shard in bytes.
+    """
 
     section: ClassVar[str] = "hf"
 

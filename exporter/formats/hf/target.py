@@ -14,7 +14,10 @@ from exporter.progress import Progress
 
 
 def plan_target(options: HfOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Plan the tensors and files of the Hugging Face checkpoint to be written. Reads tensor shapes only, no weights."""
+    """Plan the tensors and files of the Hugging Face checkpoint to be written.
+
+    The function reads tensor shapes only, no weights.
+    """
     dtype = DTYPES[options.dtype] if options.dtype else None
     layout = plan_hf(merge.model(dtype, budget), options.max_shard_size)
     stored = merge.checkpoint.tensors[merge.checkpoint.tie.embedding].spec.dtype

@@ -1,8 +1,8 @@
 """Write a Hugging Face checkpoint: the weight shards with the merged tensors, the config, and the tokenizer files.
 
 If the base checkpoint is sharded, the merged checkpoint is divided into the same shards, and unchanged tensors are
-copied as raw bytes. A shard in which no tensor changed is byte-identical to the base's shard. A shard with changed
-tensors records the provenance in its metadata.
+copied as raw bytes. A shard in which no tensor changed is byte-identical to the base's shard. The metadata of a shard
+with changed tensors contains the provenance (base model, adapters, …).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _METADATA: Final = {"format": "pt"}
 class Shard:
     """A weight file of a checkpoint.
 
-    specs: the tensors of the weight file, in the base's order. whole: the base's weight file that has identical bytes,
-    or None if there is none.
+    specs: the tensors of the weight file, in the base's order. whole: the weight file of the base that can be copied
+    unchanged, or None if there is no such file.
     """
 
     specs: list[TensorSpec]
@@ -42,14 +42,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class HfLayout:
-    """The planned checkpoint, computed from the base's file headers. ``shards`` maps file names to weight files."""
+    """The planned checkpoint. ``shards`` maps file names to weight files."""
 
     model: MergedModel
     shards: Mapping[str, Shard]
 
     @property
     def nbytes(self) -> int:
-        """Size of all weights in bytes, without the files' headers."""
+        """Size of all weights in bytes, without the headers of the weight files."""
         return sum(spec.nbytes for shard in self.shards.values() for spec in shard.specs)
 
     def index(self) -> dict[str, object]:
@@ -67,7 +67,7 @@ class HfLayout:
 
 
 def plan_hf(model: MergedModel, max_shard_bytes: int | None = None) -> HfLayout:
-    """Distribute tensors over the base's shards or, if ``max_shard_bytes`` is given, over new shards up to that size.
+    """Distribute the tensors over shards: as in the base by default, or over new shards of at most ``max_shard_bytes``.
 
     A tensor larger than ``max_shard_bytes`` gets its own shard. The function reads only the headers of the base's
     files.
@@ -104,9 +104,9 @@ def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorS
 
 
 def _whole(model: MergedModel, specs: list[TensorSpec]) -> ByteRange | None:
-    """Return the base's weight file that contains exactly the tensors ``specs``, or None if no file does.
+    """Return the base's weight file that contains exactly the tensors ``specs``, or None if there is no such file.
 
-    Also returns None if the merge changes a tensor of the file.
+    If the merge changes one of the tensors ``specs``, the function returns None.
     """
     tensors = {spec.name: model.tensors[spec.name] for spec in specs}
     path = model.where(specs[0].name)

@@ -1,4 +1,4 @@
-"""Make the config and tokenizer files that transformers.js and onnxruntime-genai expect beside ``onnx/``.
+"""Make the config and tokenizer files that transformers.js and onnxruntime-genai read.
 
 Sources: documentation of the ``transformers.js_config`` table and of onnxruntime-genai's genai_config.json.
 """
@@ -29,11 +29,11 @@ def client_files(
     *,
     shared_cache: bool = False,
 ) -> dict[str, bytes]:
-    """Return a dict that maps file names to contents, for all config and tokenizer files that the ONNX clients read.
+    """Return the config and tokenizer files that the ONNX clients read, as a dict that maps file names to contents.
 
-    spec: the description of the decoder, or None to omit genai_config.json, which contains numbers from the
-    description. shared_cache: whether the graph accepts a preallocated KV cache with room for more tokens than are
-    cached. Raises UnreadableFile if a config or tokenizer file of the checkpoint cannot be read.
+    spec: the decoder's dimensions, which genai_config.json contains, or None to omit genai_config.json. shared_cache:
+    whether the graph accepts a preallocated KV cache with room for more tokens than are cached. Raises UnreadableFile
+    if a config or tokenizer file of the checkpoint cannot be read.
     """
     files = auxiliary_contents(model.files)
     files["config.json"] = as_json(_config(model.config, precisions))
@@ -46,9 +46,9 @@ def client_files(
 
 
 def auxiliary_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """Read the auxiliary files (a dict of name → path), and adapt the file contents to the ONNX clients.
+    """Read config and tokenizer files, and adapt the chat template to the ONNX clients. files: maps names to paths.
 
-    Raises UnreadableFile.
+    Raises UnreadableFile if a file cannot be read.
     """
     return {name: read_file(path) for name, path in files.items()} | _chat_template(files)
 
@@ -68,8 +68,8 @@ def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[
 def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
     """Write the chat template to tokenizer_config.json for transformers.js and to a .jinja file for onnxruntime-genai.
 
-    If the base has a chat template in tokenizer_config.json and in a .jinja file, the .jinja file has priority, as in
-    transformers.
+    If the base model has a chat template in tokenizer_config.json and another in a .jinja file, the template in the
+    .jinja file is used, as in transformers.
     """
     config_path, template_path = files.get(_TOKENIZER_CONFIG), files.get(_TEMPLATE)
     config = read_object(config_path) if config_path else {}
@@ -98,7 +98,7 @@ def _default_template(value: object) -> str | None:
 def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
     """Return the special token ids for genai_config.json.
 
-    ids: one dict with the keys of config.json and generation_config.json, which contain token ids.
+    ids: a dict that contains all keys of config.json and generation_config.json.
     """
     eos = ids.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
@@ -114,8 +114,8 @@ def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
 def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache: bool) -> dict[str, Any]:
     """Return the content of genai_config.json.
 
-    stem: the file name of the ONNX model, without the extension. ids: one dict with the keys of config.json and
-    generation_config.json, which contain token ids.
+    stem: the file name of the ONNX model, without the extension. ids: a dict that contains all keys of config.json and
+    generation_config.json.
     """
     attention = spec.attention
     decoder = {

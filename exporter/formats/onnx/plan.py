@@ -1,4 +1,4 @@
-"""Plan the ONNX folder of a merged model. The file offsets of all initialisers are computed before weights are read."""
+"""Plan the ONNX folder of a merged model. The file offset of every initialiser is computed before weights are read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ _BY_ROW: Final = (Role.EMBED, Role.HEAD, Role.POSITIONS)
 class PlacedInitialiser:
     """An initialiser and the initialiser's offset in the external data file.
 
-    sources: names of the checkpoint tensors that the ledger records as written by this initialiser.
+    sources: names of the checkpoint tensors that are written with this initialiser. The names are empty if another
+    initialiser, such as the codes of the same matrix, already lists the tensors.
     """
 
     value: Initialiser
@@ -61,8 +62,7 @@ class Variant:
 class OnnxLayout:
     """The plan of an ONNX folder: a graph and external data for each precision, and the config and tokenizer files.
 
-    ops: "standard" or "ort". dropped: maps the name of each checkpoint tensor that is omitted on purpose to the reason
-    recorded in the ledger.
+    ops: "standard" or "ort". dropped: maps the name of each checkpoint tensor that is omitted on purpose to the reason.
     """
 
     model: MergedModel
@@ -85,8 +85,8 @@ def plan_onnx(
 
     Planning reads tensor shapes and small files, but no weights.
     ops: "standard", or "ort" for fused operators that exist only in ONNX Runtime.
-    Raises NotExpressible if the model has no supported family or is not in float32. Raises BadInput if tensors or
-    settings contradict the config.
+    Raises NotExpressible if the model's family is not supported or the model is not in float32. Raises BadInput if
+    tensors contradict the config or settings in the config are inconsistent.
     """
     spec = describe(model.config, "onnx")
     kept, dropped = assign(model, model.specs, spec)
@@ -126,7 +126,7 @@ def _variant(model: MergedModel, spec: DecoderSpec, slots: Sequence[Group], prec
 def _values(
     model: MergedModel, spec: DecoderSpec, names: Sequence[str], slot: Slot, precision: Precision
 ) -> Sequence[Initialiser]:
-    """Make the ONNX initialisers for the checkpoint tensors ``names``."""
+    """Make the ONNX initialisers of one weight from the checkpoint tensors ``names``."""
     role, rules = slot.role, []
     tensors: list[LazyTensor] = [model.tensor(name) for name in names]
     if role is Role.QKV and spec.attention.qkv == "heads":
@@ -158,7 +158,7 @@ def _values(
 def _placed(
     before: Sequence[PlacedInitialiser], value: Initialiser, sources: tuple[str, ...] = ()
 ) -> PlacedInitialiser:
-    """Assign ``value`` the next aligned file offset after the initialisers ``before``."""
+    """Place ``value`` at the next aligned offset of the external data file, after the initialisers ``before``."""
     end = before[-1].offset_bytes + before[-1].nbytes if before else 0
     placed = PlacedInitialiser(value, end, sources)
     return replace(placed, offset_bytes=aligned(end, placed.nbytes))

@@ -1,4 +1,7 @@
-"""Plan an ONNX folder from the user's options. The graphs are either built by ttexport or traced by torch."""
+"""Plan an ONNX folder from the user's options.
+
+The ONNX graph is built by ttexport for the built-in model families, and traced by torch for other models.
+"""
 
 from __future__ import annotations
 

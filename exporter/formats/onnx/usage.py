@@ -1,4 +1,4 @@
-"""Make the usage examples for the model cards of ONNX folders, which run onnxruntime-genai and transformers.js."""
+"""Make usage examples for model cards of ONNX folders. Each example runs onnxruntime-genai or transformers.js."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _CHOICES_BY_STEM: Final = {
 def onnx_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
     """Yield example code that runs an ONNX folder with onnxruntime-genai and with transformers.js.
 
-    The example for a client is left out if the ONNX folder does not contain the files that the client needs.
+    If the ONNX folder lacks a file that onnxruntime-genai or transformers.js needs, the example for the client is left
+    out.
     """
     folder = artifacts[0]
     if f"{folder.path}/genai_config.json" in folder.files:

@@ -35,9 +35,9 @@ _TYPES: Final = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "U8": ir.
 def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> None:
     """Write ``layout`` to the new or empty folder ``out``. Writing equal layouts gives byte-identical files.
 
-    Peak memory: the size of the largest linear layer plus a few megabytes. The embedding is written in row blocks.
+    Peak memory: the size of the largest linear layer plus a few megabytes; the embedding is never loaded as a whole.
     Raises OutputError if ``out`` is not empty or a write fails. Raises BadInput if the checkpoint has changed since
-    planning, or if a precision cannot represent a value. After an error, ``out`` is empty.
+    planning, or if a precision cannot represent a value. If an error occurs, the content of ``out`` is removed.
     """
     with _fresh(out):
         folder = out / FOLDER
@@ -67,10 +67,10 @@ def _external(placed: PlacedInitialiser, data: str) -> ir.ExternalTensor:
 
 
 def _write_variant(layout: OnnxLayout, variant: Variant, folder: Path, progress: Progress) -> None:
-    """Write one ONNX model and one external data file for every file name stem of a precision.
+    """Write the ONNX model of a precision, with its external data file, once for each file name stem.
 
-    External data files are copied, not hard-linked, because onnx.load refuses a data file with several hard links as a
-    possible attack.
+    If a precision has several stems, the data file is copied, because onnx.load refuses hard-linked data files for
+    security reasons.
     """
     first, *others = (folder / f"{stem}{DATA_SUFFIX}" for stem in variant.precision.stems)
     with OutputFile(first, progress, nbytes=variant.nbytes) as file:
@@ -106,9 +106,9 @@ def _write_initialiser(model: MergedModel, placed: PlacedInitialiser, file: Outp
 
 
 def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
-    """Return the name of the source tensor that contains a value out of range.
+    """Find the checkpoint tensor with the value that the initialiser cannot represent, and return the tensor's name.
 
-    If there is only one source tensor, its name is returned without a check of the tensor's values.
+    If the initialiser is made from a single checkpoint tensor, the name is returned without reading the tensor.
     """
     if len(placed.sources) > 1:
         dtype = "F16" if placed.value.dtype == "F16" else "F32"
@@ -122,8 +122,8 @@ def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
 def _fresh(out: Path) -> Iterator[None]:
     """Return a context manager that requires ``out`` to be an empty or new folder.
 
-    If the body of the ``with`` statement fails, the content of ``out`` is removed. After a failure, the folder ``out``
-    itself is also removed, unless it existed before the ``with`` statement.
+    If the body of the ``with`` statement fails, the content of ``out`` is removed. If the ``with`` statement created
+    the folder ``out``, the folder is removed too.
     """
     with writing(out):
         created = not out.exists()

@@ -32,8 +32,8 @@ class QuantiserFailed(TTExportError):
 class QuantisedLayout:
     """The plan of a GGUF of the type ``file_type``, made by quantising the unquantised GGUF ``source``.
 
-    The fields ``token_embedding_type`` and ``output_tensor_type`` are names of ggml types, or None for the tensor type
-    that llama.cpp chooses for the file type.
+    The fields ``token_embedding_type`` and ``output_tensor_type`` contain the names of ggml types, or None if llama.cpp
+    chooses the type of the tensor.
     """
 
     source: GgufLayout
@@ -67,11 +67,11 @@ def plan_quantised(
     token_embedding_type: str | None = None,
     output_tensor_type: str | None = None,
 ) -> QuantisedLayout:
-    """Plan a quantised GGUF, and check the requested types before llama.cpp runs.
+    """Plan a quantised GGUF, and check the requested file type and tensor types before llama.cpp runs.
 
     The types requested for individual tensors must be in ``SELECTABLE_TENSOR_TYPES``. Raises MissingDependency if
-    llama-cpp-python is not installed, NotExpressible if a type needs an importance matrix but none is given, and
-    UnreadableFile if the file of the importance matrix is broken.
+    llama-cpp-python is not installed, NotExpressible if a requested type needs an importance matrix that is not given,
+    and UnreadableFile if the file of the importance matrix is broken.
     """
     LLAMA_CPP.require(f"--quant {file_type.name}")
     if file_type.needs_imatrix and imatrix is None:
@@ -103,9 +103,9 @@ def plan_quantised(
 def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress: Progress = silent) -> None:
     """Quantise the unquantised GGUF ``source`` to the new file ``path``, as planned in ``layout``.
 
-    Peak memory: a few rows of a tensor, in llama.cpp's process.
-    Raises NotExpressible if llama.cpp refuses the request (the message contains llama.cpp's reason), QuantiserFailed if
-    llama.cpp crashes, and OutputError if the file cannot be written.
+    Peak memory: a block of tensor rows, in the process that runs llama.cpp.
+    Raises NotExpressible if llama.cpp refuses to quantise the GGUF (the message contains llama.cpp's reason),
+    QuantiserFailed if llama.cpp crashes, and OutputError if the file cannot be written.
     """
     job = {
         "source": str(source),

@@ -1,6 +1,7 @@
-"""Read importance matrices written by llama-imatrix, as a GGUF with sums and counts or in the legacy binary format.
+"""Read importance matrices that llama-imatrix wrote, either in its GGUF format or in its legacy binary format.
 
-Source of both file formats and of the arithmetic: the importance matrix loader in llama.cpp's llama-quantize.
+Source for the two file formats, and for the computation of the importances: the importance matrix loader in llama.cpp's
+llama-quantize.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Imatrix:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read the importance matrix ``path`` in the GGUF format or the legacy format.
+    """Read the file ``path``, an importance matrix in the GGUF format or the legacy format of llama-imatrix.
 
-    Raises UnreadableFile if the format is unknown or a value is not finite.
+    Raises UnreadableFile if the file format is unknown or if an importance is not finite.
     """
     with reading(path), path.open("rb") as file:
         start = file.read(len(MAGIC))

@@ -1,7 +1,7 @@
-"""Script that runs llama.cpp's function ``llama_model_quantize``: ``python -m … JOB.json``.
+"""Script that runs llama.cpp's function ``llama_model_quantize``. Usage: ``python -m … JOB.json``.
 
 The script runs in a separate process, because llama.cpp aborts its process on some errors. The script prints progress
-lines (``TENSOR COUNT``) to stdout, and only error messages to stderr.
+lines (number of the current tensor, number of all tensors) to stdout, and only error messages to stderr.
 """
 
 from __future__ import annotations

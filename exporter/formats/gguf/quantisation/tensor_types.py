@@ -37,7 +37,7 @@ def native_type(file_type: str, slot: Slot, shape: Sequence[int]) -> str:
 def estimated_nbytes(file_type: FileType, name: str, shape: Sequence[int]) -> int:
     """Estimated size, in bytes, of a tensor in a quantised GGUF.
 
-    The size is only estimated, because the exact tensor type depends on llama.cpp's version.
+    The size is only an estimate, because different versions of llama.cpp choose different types for the tensor.
     """
     if len(shape) < 2:
         return encoded_nbytes("F32", math.prod(shape))

@@ -23,11 +23,11 @@ _BLOCK: Final = 32
 
 
 def encode_rows(rows: Array, tensor_type: str) -> Array:
-    """Encode ``rows`` (n, width) in any ggml type, as the same bytes as llama-quantize writes.
+    """Encode ``rows`` (n, width) in any ggml type, into exactly the bytes that llama-quantize writes.
 
-    The result is a uint8 array of shape (n, bytes per row). Raises BadInput for values that the type cannot represent;
-    NotExpressible for a type to which llama.cpp does not quantise, and for rows that do not fill whole blocks;
-    MissingDependency if the type needs llama-cpp-python and the package is missing.
+    The result is a uint8 array of shape (n, bytes per row). Raises BadInput if the type cannot represent a value,
+    NotExpressible if llama.cpp cannot quantise to the type or if a row does not fill whole blocks of the type, and
+    MissingDependency if the type needs llama-cpp-python and the package is not installed.
     """
     if tensor_type in NATIVE_FILE_TYPES or tensor_type in FLOATS:
         return np.ascontiguousarray(encode(rows, tensor_type)).view(np.uint8).reshape(len(rows), -1)
@@ -48,9 +48,9 @@ def encode_rows(rows: Array, tensor_type: str) -> Array:
 def encode(rows: Array, tensor_type: str) -> Array:
     """Encode ``rows`` (n, ...) in F32, F16, BF16 or Q8_0.
 
-    The result is an array of the float dtype, or an array of uint8 blocks for Q8_0. Values are first converted to
-    float32, which is exact unless the stored dtype is F64, and then rounded once. Raises BadInput for values that the
-    type cannot represent.
+    The result is a float array for F32, F16 and BF16, and an array of uint8 blocks for Q8_0. Values are first converted
+    to float32, which is exact unless the stored dtype is F64, and then rounded once. Raises BadInput for values that
+    the type cannot represent.
     """
     return _q8_0(cast(rows, "F32")) if tensor_type == "Q8_0" else narrowed(rows, tensor_type)
 
@@ -59,8 +59,8 @@ def _q8_0(rows: Array) -> Array:
     """Encode float32 rows (n, width) in Q8_0, as a uint8 array of shape (n, width / 32 * 34).
 
     A Q8_0 block of 32 values x contains a scale d = max|x| / 127, stored as float16, and the integers round(x * (1 /
-    d)). Halves are rounded away from zero, and the integers are computed with d in float32, before d is rounded to
-    float16.
+    d)). Halves are rounded away from zero. The integers are computed with the float32 value of the scale d, which is
+    rounded to float16 only afterwards.
     Source: quantize_row_q8_0_ref in ggml-quants.c.
     """
     blocks = np.ascontiguousarray(rows).reshape(-1, _BLOCK)

@@ -24,7 +24,7 @@ def byte_level_keys(
     model_type: object,
     pre_tokenizer: str | None,
 ) -> tuple[list[Key], list[str], str]:
-    """Convert a parsed tokenizer.json with a byte-level BPE model to GGUF keys.
+    """Convert a parsed tokenizer.json with a byte-level BPE model to GGUF metadata keys.
 
     Returns (GGUF keys, notes, pre-tokenizer name). pre_tokenizer: the pre-tokenizer name to write, or None to write the
     name that ttexport recognises.

@@ -93,11 +93,11 @@ def split(expression: str, behaviour: str = "Isolated") -> Step:
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """A pre-tokenizer: its steps, its name in llama.cpp, and the value of ignore_merges that the BPE model must have.
+    """A known pre-tokenizer, with its steps in tokenizer.json and its name in llama.cpp.
 
-    by_model_type: maps some model types to another llama.cpp name; ``name`` applies to all other model types.
-    ignore_merges: the required value of the flag; None accepts either value, provided that the flag affects only
-    vocabulary words that cannot be built by merges.
+    by_model_type: maps each model type for which llama.cpp uses a different name to that name. ignore_merges: the value
+    of the flag ``ignore_merges`` that the BPE model in tokenizer.json must have, or None if both values are accepted
+    because the flag affects only vocabulary words that cannot be built by merges.
     """
 
     name: str

@@ -21,8 +21,8 @@ _BYTES_WITH_REGEX: Final[Step] = ("ByteLevel", False, True)
 def recognise(tokenizer: Mapping[str, Any], model_type: object, where: str) -> str:
     """Return llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json.
 
-    where: the path of the tokenizer.json, for error messages. Raises NotExpressible if the pre-tokenizer is not in the
-    table; the message contains the pre-tokenizer's structure.
+    where: the path of the tokenizer.json, for error messages. Raises NotExpressible if ttexport does not know the
+    pre-tokenizer; the message contains the pre-tokenizer's structure.
     """
     if row := _row(tokenizer):
         return row.by_model_type.get(str(model_type), row.name)
@@ -35,9 +35,9 @@ def recognise(tokenizer: Mapping[str, Any], model_type: object, where: str) -> s
 
 
 def override_notes(name: str, tokenizer: Mapping[str, Any]) -> list[str]:
-    """Return notes if the user's pre-tokenizer ``name`` is unknown or contradicts the structure in tokenizer.json.
+    """Return notes if the pre-tokenizer ``name``, chosen by the user, is unknown or contradicts tokenizer.json.
 
-    An unknown name gives only a note, because a newer llama.cpp may support the name.
+    An unknown name causes a note rather than an error, because a newer llama.cpp may support the name.
     """
     row = _row(tokenizer)
     if row and name not in row.names:

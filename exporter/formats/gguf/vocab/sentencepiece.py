@@ -1,4 +1,4 @@
-"""Read the pieces, scores and types of a SentencePiece tokenizer (BPE or unigram) from tokenizer.model or .json.
+"""Read the pieces, scores and types of a SentencePiece tokenizer (BPE or unigram).
 
 For SentencePiece BPE, llama.cpp does not use merges: llama.cpp joins two neighbouring pieces if their concatenation is
 also a piece, and first joins the pair whose concatenation has the highest score. A tokenizer.json contains merges but
@@ -96,8 +96,8 @@ def _from_json(
 ) -> SentencePieceModel:
     """Convert the pieces of a tokenizer.json to the structure of a tokenizer.model.
 
-    A token id without a piece gets the type 0. Notes on differences between transformers and llama.cpp are appended to
-    the list ``notes``.
+    A token id that has no piece gets the piece type 0. Notes on differences between transformers and llama.cpp are
+    appended to the list ``notes``.
     """
     model = content["model"]
     if model.get("type") == "Unigram":
@@ -182,10 +182,10 @@ def _check_bytes(table: TokenTable, algorithm: int) -> None:
 
 
 def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any], model: SentencePieceModel) -> Spaces:
-    """Determine how the tokenizer treats spaces.
+    """Determine whether a SentencePiece tokenizer adds a space before a text and merges runs of spaces.
 
-    The treatment of spaces is read from tokenizer.json, as in transformers, or from tokenizer.model if tokenizer.json
-    does not exist.
+    The treatment of spaces is read from tokenizer.json, as in transformers, or, if tokenizer.json does not exist, from
+    tokenizer.model.
     """
     unigram = model.algorithm == UNIGRAM
     if content:

@@ -1,7 +1,7 @@
 """Determine from the structure of tokenizer.json how a SentencePiece tokenizer treats spaces.
 
-llama.cpp can add a space before each text, merge runs of spaces and, for unigram models, apply a character map. If
-transformers changes spaces in any other way, the difference is reported in a note.
+llama.cpp can add a space before each text, merge runs of spaces and, for unigram models, apply a character map. Known
+differences between llama.cpp and transformers in the treatment of spaces are reported as notes.
 Sources: the converters in transformers' convert_slow_tokenizer.py, the tokenizers in transformers' folders llama, gemma
 and t5, and llama_vocab::impl::tokenize in llama.cpp.
 """
@@ -109,9 +109,9 @@ def _unigram(normalizer: tuple[Step, ...], pre_tokenizer: tuple[Step, ...]) -> S
 
 
 def _without_map(steps: Sequence[Step]) -> tuple[tuple[Step, ...], bytes | None]:
-    """Return (the normalizer steps without a character map at the start, that character map or b"" if there is none).
+    """Split a normalizer into (its steps without a leading character map, the character map or b"" if there is none).
 
-    Returns None for the character map if the map is not valid base64.
+    If the character map is not valid base64, None is returned in place of the map.
     """
     if not steps or steps[0][0] != "Precompiled":
         return tuple(steps), b""

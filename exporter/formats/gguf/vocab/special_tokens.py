@@ -4,8 +4,8 @@ The id of a special token is looked up in tokenizer_config.json and config.json,
 converter, and then in special_tokens_map.json and generation_config.json. The flag for adding a special token is looked
 up in the post-processor of tokenizer.json, and then in tokenizer_config.json.
 
-llama.cpp finds fill-in-the-middle tokens and most end-of-turn tokens by their text. A GGUF written by ttexport
-therefore contains the id of an end-of-turn token only if llama.cpp would not find the token by its text.
+llama.cpp finds fill-in-the-middle tokens and most end-of-turn tokens by their text. Therefore, ttexport writes the id
+of an end-of-turn token only if llama.cpp would not find the token by its text.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _fill(special_ids: dict[str, int], config: Mapping[str, Any], name: str, rows: int) -> None:
-    """For each kind of special token whose id is still unknown, add the id that a config gives, if any."""
+    """Add the special token ids of ``config`` to ``special_ids``, without replacing ids that are already known."""
     for role in _KINDS:
         token_id = config.get(f"{role}_token_id")
         if type(token_id) is int and token_id >= 0:  # older configs use -1 for a missing token
@@ -112,9 +112,9 @@ def _further_ends(
     ids: Mapping[str, int],
     rows: int,
 ) -> list[str]:
-    """Add the configs' second and later EOS tokens as EOT and EOM tokens.
+    """If the configs list several EOS tokens, add the second and the third as the EOT and the EOM token of the GGUF.
 
-    Returns a note that lists the EOS tokens for which no GGUF key is left.
+    Returns a note that lists all further EOS tokens, for which a GGUF has no metadata key.
     """
     texts = {token_id: text for text, token_id in ids.items()}
     left = []

@@ -19,8 +19,8 @@ from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
 def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> list[Key]:
     """Return the GGUF keys for the chat templates.
 
-    If there is no tokenizer_config.json, the returned list is empty, because llama.cpp's converter then writes no chat
-    templates either.
+    If there is no tokenizer_config.json, the returned list is empty, as llama.cpp's converter writes no chat templates
+    in this case.
     """
     template: Any = settings.get("chat_template")
     if template is None and settings:

@@ -23,8 +23,8 @@ _FLAGS: Final = ("lstrip", "rstrip", "single_word")
 class AddedToken:
     """A token that was added to the vocabulary of a tokenizer.
 
-    flags: the flags from ``_FLAGS`` that are set for the token. stated: whether tokenizer_config.json or
-    added_tokens.json contains the token.
+    flags: the names of the flags (lstrip, rstrip, single_word) that are set for the token. stated: whether
+    tokenizer_config.json or added_tokens.json contains the token.
     """
 
     id: int
@@ -48,9 +48,9 @@ class AddedToken:
 
 
 class TokenTable:
-    """The token of each row of an embedding with ``rows`` rows; the row number is the token id.
+    """The token table of a GGUF, which contains a token for each embedding row.
 
-    source: the tokenizer file, for error messages.
+    source: the tokenizer file, named in error messages.
     """
 
     def __init__(self, rows: int, source: Path) -> None:
@@ -70,11 +70,14 @@ class TokenTable:
                 )
 
     def put(self, token_id: int, text: str, type_: int, score: float = 0.0) -> None:
-        """Set the token of a row, replacing any earlier token of the row."""
+        """Set the token of an embedding row, replacing the row's previous token, if any."""
         self.texts[token_id], self.types[token_id], self.scores[token_id] = text, type_, score
 
     def put_all(self, vocab: Mapping[str, int], type_: int) -> None:
-        """Set all tokens of ``vocab`` (text → id), without scores. Even 250,000 tokens take little time."""
+        """Set the tokens of all rows in ``vocab``, which maps token texts to ids.
+
+        The scores of the rows stay unchanged.
+        """
         texts, types = self.texts, self.types
         for text, token_id in vocab.items():
             texts[token_id] = text
@@ -147,7 +150,7 @@ def _token(path: Path, entry: Any, token_id: Any, *, stated: bool) -> AddedToken
 
 
 def flag_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Return notes on added tokens that have flags which a GGUF cannot represent.
+    """Return notes that list the added tokens with flags that a GGUF cannot represent.
 
     The flags of an added token affect the text around the token: for example, ``lstrip`` drops the spaces before the
     token.
@@ -161,7 +164,7 @@ def flag_notes(added: Iterable[AddedToken]) -> list[str]:
 
 
 def normalised_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Return notes on added tokens that transformers matches in the normalised text but llama.cpp in the raw text."""
+    """Return a note if transformers matches added tokens in the normalised text, unlike llama.cpp."""
     normalized = [token for token in added if token.normalized]
     return _note(
         normalized,

@@ -1,1 +1,1 @@
-"""Build the ONNX graph of a decoder, node by node, from the decoder's DecoderSpec."""
+"""Build the ONNX graph of a decoder, node by node, from a description of the decoder (``DecoderSpec``)."""

@@ -29,7 +29,7 @@ class Attention:
         self.spec, self.attention = modules.spec, modules.spec.attention
 
     def __call__(self, layer: int, x: ir.Value) -> tuple[ir.Value, Sequence[ir.Value]]:
-        """Add the attention of ``layer`` for the normalised input ``x``.
+        """Add the nodes that compute the attention of ``layer`` for the normalised input ``x``.
 
         Returns (attention output, new KV cache of the layer).
         """
@@ -38,10 +38,9 @@ class Attention:
         return self.modules.linear(Role.ATTN_OUT, layer, mixed), present
 
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
-        """Add attention without the output projection.
+        """Add the nodes that compute the attention, without the output projection.
 
-        Returns (result of the attention, new keys, new values); ``outputs`` contains the names of the three graph
-        values.
+        Returns (result of the attention, new keys, new values). outputs: the names of the three returned graph values.
         """
         attention = self.attention
         q, k, v = self._rotated(layer, at, *self._projected(layer, x))
@@ -77,7 +76,7 @@ class Attention:
         return q, k, v
 
     def _normed(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
-        """Normalise queries or keys [B, S, heads * width], over the last axis or within each head."""
+        """Normalise queries or keys [B, S, heads * width], over the whole last axis or for each head separately."""
         qk_norm, make, name = self.attention.qk_norm, self.make, path(role, layer)
         if qk_norm is None:
             return x
@@ -114,7 +113,8 @@ class Attention:
         """Return the longrope cosines and sines [B, S, dims / 2] for the token positions in a call of the graph.
 
         If the tokens of a call extend beyond the original context length, longrope uses the long factors for all
-        positions of the call, as in transformers. Keys already in the KV cache are not rotated again.
+        positions of the call, as in transformers. Keys in the KV cache keep the rotation of the call in which they were
+        computed.
         """
         make, rope, positions = self.make, self.spec.rope, self.inputs.position_ids
         assert rope is not None
@@ -134,7 +134,7 @@ class Attention:
     def _positions(self) -> tuple[ir.Value, ir.Value]:
         """Return (position indices of the keys [T], position indices of the queries [S, 1]).
 
-        Padding tokens are counted.
+        The position indices also count padding tokens.
         """
         make, at = self.make, "mask"
         zero, step = make.constant(0, scalar=True), make.constant(1, scalar=True)
@@ -165,7 +165,7 @@ class Attention:
 
     @cached_property
     def _window_mask(self) -> ir.Value:
-        """Return ``_mask``, restricted to a sliding window of ``window`` keys that ends at the query's own position."""
+        """Return a boolean mask [B, 1, S, T] for sliding windows, which is true where a query attends to a key."""
         make, at = self.make, "window_mask"
         keys, queries = self._positions
         assert self.attention.window is not None

@@ -1,7 +1,7 @@
 """A thin wrapper around onnx_ir that creates graph nodes and values with readable names.
 
-A node and the node's first output are both named by the module path (``layers.3.self_attn.q_proj``). A helper node is
-named by the module path plus a word (``layers.3.mlp.act_fn.sigmoid``).
+A node and the node's first output are both named by the module path (``layers.3.self_attn.q_proj``). If a module needs
+several nodes, the name of each further node is the module path plus a word (``layers.3.mlp.act_fn.sigmoid``).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Builder:
         floats: ir.DataType = ir.DataType.FLOAT,
         constants: dict[str, ir.Value] | None = None,
     ) -> None:
-        """Create a builder.
+        """Create a builder for an ONNX graph.
 
-        weights: maps initialiser names to graph values. floats: dtype of activations. constants: for a nested graph,
-        the constants of the enclosing graph.
+        weights: maps initialiser names to graph values. floats: dtype of activations. constants: the constants of the
+        enclosing graph, if the builder is for a nested graph.
         """
         self.nodes: list[ir.Node] = []
         self.floats = floats
@@ -47,7 +47,7 @@ class Builder:
     def weight(self, name: str) -> ir.Value:
         """The initialiser ``name``.
 
-        Raises KeyError if the planned layout contains no initialiser with the requested name.
+        Raises KeyError if the planned ONNX model contains no initialiser called ``name``.
         """
         return self.weights[name]
 
@@ -80,7 +80,7 @@ class Builder:
     def op(
         self, op_type: str, inputs: Sequence[ir.Value | None], name: str, *, domain: str = "", **attributes: Attribute
     ) -> ir.Value:
-        """Append a node with a single output, and return the output. Returns the output."""
+        """Append a node with a single output, and return the output."""
         return self.ops(op_type, inputs, name, (name,), domain=domain, **attributes)[0]
 
     def cast(self, x: ir.Value, source: ir.DataType, target: ir.DataType, name: str) -> ir.Value:
@@ -100,7 +100,7 @@ class Builder:
         domain: str = "",
         **attributes: Attribute,
     ) -> Sequence[ir.Value]:
-        """Append a node with several named outputs, and return the outputs. Returns the outputs."""
+        """Append a node with several named outputs, and return the outputs."""
         values = [ir.Value(name=output) for output in outputs]
         self.nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=values, name=name))
         return values

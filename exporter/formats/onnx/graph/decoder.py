@@ -30,8 +30,8 @@ IR_VERSION: Final = 11
 def build(spec: DecoderSpec, weights: Mapping[str, ir.Value], *, tied: bool, floats: ir.DataType, ops: str) -> ir.Graph:
     """Build the ONNX graph of a decoder.
 
-    weights: the initialisers, named by ``path``, and the rotary caches. floats: dtype of the activations and the KV
-    cache. ops: "standard", or "ort" to use operators that exist only in ONNX Runtime.
+    weights: maps the names of all initialisers to graph values. floats: dtype of the activations and the KV cache. ops:
+    "standard", or "ort" to use operators that exist only in ONNX Runtime.
     """
     return _Decoder(spec, Builder(weights, floats), tied=tied, fused=ops == "ort").graph()
 
@@ -88,9 +88,9 @@ class _Decoder:
         return self._added(x, inner, f"{at}.mlp.residual"), present
 
     def _maybe_norm(self, role: Role, layer: int, x: ir.Value, otherwise: ir.Value | None = None) -> ir.Value:
-        """Return ``x``, normalised by the norm of ``role``.
+        """Apply the norm that has the role ``role`` in ``layer`` to ``x``.
 
-        If the decoder has no norm for ``role``, return ``otherwise``; if ``otherwise`` is None, return ``x`` unchanged.
+        If the decoder has no norm with the role, ``otherwise`` is returned, or ``x`` if ``otherwise`` is None.
         """
         if self.modules.has(role, layer):
             return self.modules.norm(role, layer, x)
@@ -115,7 +115,7 @@ class _Decoder:
         return modules.linear(Role.DOWN, layer, gated)
 
     def _logits(self, x: ir.Value) -> ir.Value:
-        """Return the logits, in float32 regardless of the model's precision, because clients sample from them."""
+        """Return the logits in float32, which clients expect for sampling even if the model is in float16."""
         make, at = self.make, path(Role.HEAD, None)
         x = head(make, x, self.head, at, fused=self.fused)
         x = self.modules.scaled(x, self.spec.logit_scale, f"{at}.scaled")

@@ -23,8 +23,8 @@ class FusedAttention(Attention):
     """Builds attention with ONNX Runtime's operator GroupQueryAttention instead of standard operators.
 
     GroupQueryAttention does not support left padding, and defines sliding windows differently from transformers.
-    Therefore, the graph passes T, the number of tokens including the KV cache, to GroupQueryAttention as the length of
-    every sequence, and masks keys with an attention bias.
+    Therefore, the graph gives GroupQueryAttention the same length for all sequences of a batch, and masks keys with an
+    attention bias.
     """
 
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:

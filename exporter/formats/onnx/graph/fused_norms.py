@@ -1,4 +1,4 @@
-"""Fuse each residual addition and the following RMSNorm in a finished list of nodes into one ONNX Runtime operator."""
+"""Replace each residual addition and the following RMSNorm by one fused operator of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def fuse_residual_norms(nodes: Sequence[ir.Node]) -> list[ir.Node]:
 
 
 def _adds_results(add: ir.Node) -> bool:
-    """Whether both inputs of an Add are outputs of nodes, so that both have the same shape as the sum.
+    """Whether the Add sums the outputs of two nodes, rather than adding an initialiser, such as a bias.
 
-    An Add that adds a bias is not fused, because the shape of a bias is smaller than the shape of the sum.
+    The fused operator requires two inputs of equal shape, so an Add that adds a bias is not fused.
     """
     return all(value is not None and value.producer() is not None for value in add.inputs)
 

@@ -23,12 +23,12 @@ _INT8_ACTIVATIONS: Final = 4
 def linear(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
     """Multiply ``x`` by the weight matrix of ``module``.
 
-    A float weight matrix is transposed at export and stored as (in, out).
+    A float weight matrix is transposed at export, and stored with the shape (in, out).
 
-    MatMul on a transposed matrix is as fast as Gemm(transB=1) on the original matrix (SmolLM2 on two cores, ONNX
-    Runtime 1.32: decode 50.7 and 50.5 tokens/s), and needs no surrounding reshapes. The graph contains no Transpose of
-    the matrix, because ONNX Runtime would fold the Transpose at session start, which increases the session's private
-    memory from 539 MB to 721 MB.
+    MatMul with a transposed matrix is as fast as Gemm(transB=1) with the original matrix: SmolLM2 decodes 50.7 tokens/s
+    with MatMul and 50.5 with Gemm (two cores, ONNX Runtime 1.32). Unlike Gemm, MatMul needs no Reshape nodes. The graph
+    contains no Transpose node for the matrix, because ONNX Runtime would store a transposed copy at session start,
+    which would increase SmolLM2's private memory from 539 MB to 721 MB.
     """
     if _is_quantised(make, module):
         return _product(make, x, module, name)
@@ -38,9 +38,10 @@ def linear(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
 def select_linear(make: Builder, x: ir.Value, module: str, number: ir.Value, count: int, name: str) -> ir.Value:
     """Multiply ``x`` [n, H] by the matrix with index ``number`` among the ``count`` stacked matrices of ``module``.
 
-    A Gather node first copies the matrix out of the stack, and also dequantises the matrix if it is quantised. For a
-    single token, using the operator MatMulNBits instead would take 2.5 times as long. MatMulNBits would also have to
-    dequantise the matrix, because codes that are copied out of a stack cannot be packed at session start.
+    A Gather node copies the matrix out of the stack. For quantised matrices, a GatherBlockQuantized node copies and
+    dequantises the matrix. For a single token, MatMulNBits on the copied codes would take 2.5 times as long as
+    GatherBlockQuantized and Gemm, because ONNX Runtime can pack codes for MatMulNBits only if the codes are an
+    initialiser.
     """
     weight = make.weight(f"{module}.{WEIGHT}")
     if not _is_quantised(make, module):
@@ -76,13 +77,12 @@ def head(make: Builder, x: ir.Value, module: str, name: str, *, fused: bool) -> 
 
     A tied LM head shares the initialiser of the embedding.
 
-    fused: whether to use ONNX Runtime's own operator for the product. The standard operator Gemm can multiply by a (V,
-    H) matrix, but supports only two dimensions, and the reshape after the Gemm copies the logits (2.5 of the 345 ms
-    that SmolLM2 takes for 128 tokens on one core). ONNX Runtime copies the LM head once into private memory in a packed
-    layout, while Gather reads the embedding from the memory-mapped file. Therefore, a session's private memory contains
-    each weight only once, even if the LM head is tied (SmolLM2: 539 MB of memory for 538 MB of weights). Gemm(head, x),
-    with the LM head as the first input, would avoid the packed copy and save 108 MB of private memory, but decodes 10
-    to 14 % slower.
+    fused: whether to use ONNX Runtime's own operator for the product. The standard operator Gemm also accepts a (V, H)
+    matrix, but needs a Reshape of the logits, which copies the logits (2.5 of the 345 ms that SmolLM2 takes for 128
+    tokens on one core). ONNX Runtime packs the LM head into private memory, but Gather reads the embedding from the
+    memory-mapped file. A session's private memory therefore contains a tied matrix only once (SmolLM2: 539 MB of
+    private memory for 538 MB of weights). With the LM head as the first input of Gemm, ONNX Runtime would make no
+    packed copy, which saves 108 MB of private memory, but makes decoding 10 to 14 % slower.
     """
     if _is_quantised(make, module):
         return _product(make, x, module, name)
@@ -105,7 +105,7 @@ def _product(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
 
 
 def _suffixes(make: Builder, module: str) -> list[str]:
-    """Return the name suffixes of a quantised matrix's initialisers, in the input order of the ONNX operators."""
+    """Return the name suffixes of a quantised matrix's initialisers, in the input order of MatMulNBits."""
     return [WEIGHT, SCALES, *([ZERO_POINTS] if f"{module}.{ZERO_POINTS}" in make.weights else [])]
 
 

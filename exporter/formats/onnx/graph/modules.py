@@ -1,4 +1,4 @@
-"""Build the linear layers, norms and activations of a decoder's ONNX graph. All nodes are named by module path.
+"""Build the linear layers, norms and activations of a decoder's ONNX graph.
 
 Dimensions in comments: B is the batch size, S the number of tokens in the current call, T the number of tokens
 including the KV cache, H the hidden size, V the vocabulary size.
@@ -18,7 +18,7 @@ from exporter.formats.onnx.graph.linear import linear
 
 
 def path(role: Role, layer: int | None, part: str = "") -> str:
-    """Return a role's module path (``layers.3.self_attn.q_proj``), followed by ``.{part}`` if ``part`` is given."""
+    """Return the module path of a role, such as ``layers.3.self_attn.q_proj``. part: a suffix, such as weight."""
     stem = role.value if layer is None else f"layers.{layer}.{role.value}"
     return f"{stem}.{part}" if part else stem
 
@@ -39,7 +39,7 @@ class Modules:
         return f"{path(role, layer)}.weight" in self.make.weights
 
     def norm(self, role: Role, layer: int | None, x: ir.Value) -> ir.Value:
-        """Normalise ``x`` over the last axis with the norm of a role."""
+        """Normalise ``x`` over the last axis with the norm that has the role ``role`` in ``layer``."""
         make, name, norm = self.make, path(role, layer), self.spec.norm
         scale = make.weight(f"{name}.weight")
         if norm.type == "rms":
@@ -48,24 +48,27 @@ class Modules:
         return make.op("LayerNormalization", factors, name, axis=-1, epsilon=norm.eps)
 
     def linear(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
-        """Apply the linear layer of a role to ``x``, and add the layer's bias if the checkpoint contains a bias."""
+        """Apply a linear layer to ``x``, and add the bias if the checkpoint contains a bias.
+
+        role: which linear layer.
+        """
         make, name = self.make, path(role, layer)
         bias = self._bias(name)
         product = linear(make, x, name, f"{name}.product" if bias else name)
         return make.op("Add", [product, *bias], name) if bias else product
 
     def split(self, x: ir.Value, sizes: Mapping[str, int]) -> Sequence[ir.Value]:
-        """Split ``x`` along the last axis. sizes: maps each output name to the size of that output along the axis."""
+        """Split ``x`` along the last axis. sizes: maps output names to sizes."""
         return self.make.ops("Split", [x, self.make.constant(*sizes.values())], next(iter(sizes)), list(sizes), axis=-1)
 
     def scaled(self, x: ir.Value, factor: float, name: str) -> ir.Value:
-        """Multiply ``x`` by ``factor``. Returns ``x`` itself, without a new node, if the factor is 1."""
+        """Multiply ``x`` by ``factor``. If the factor is 1, no node is added, and ``x`` is returned."""
         return x if factor == 1 else self.make.op("Mul", [x, self.make.number(factor)], name)
 
     def capped(self, x: ir.Value, cap: float | None, name: str) -> ir.Value:
         """Apply soft-capping to ``x``: cap * tanh(x / cap).
 
-        Returns ``x`` itself, without a new node, if ``cap`` is None.
+        If ``cap`` is None, no node is added, and ``x`` is returned.
         """
         if cap is None:
             return x

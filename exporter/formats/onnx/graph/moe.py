@@ -1,10 +1,10 @@
-"""Build a mixture of experts as an ONNX graph: a router, and a Loop that runs each expert on the expert's tokens.
+"""Build a mixture of experts in an ONNX graph: a router, and a Loop that runs each expert on the tokens routed to it.
 
 Each expert runs at most once per call of the graph, and only on the tokens routed to the expert. Before an expert runs,
-the expert's matrices are copied out of the stacked weights. Copying an expert's matrices reads as many bytes as
-multiplying by the matrices. Quantised expert matrices are dequantised in every call, which takes about as long as
-copying float matrices (8 experts of 512 x 1536, 4 layers, two cores: 21 ms per token in fp32, 19 ms in int8, 24 ms in
-q4).
+the expert's matrices are copied out of the stacked weights. Copying the matrices of an expert is about as expensive as
+multiplying one token by the matrices, because both read every byte. If the expert matrices are quantised, the copy
+dequantises the matrices, and a token takes about as long as in float32 (8 experts of 512 x 1536, 4 layers, two cores:
+21 ms per token in fp32, 19 ms in int8, 24 ms in q4).
 Source: transformers' MixtralSparseMoeBlock and Qwen3MoeSparseMoeBlock.
 """
 
@@ -53,7 +53,7 @@ def experts(modules: Modules, layer: int, x: ir.Value) -> ir.Value:
 def _body(modules: Modules, layer: int, tokens: ir.Value, by_expert: ir.Value) -> ir.Graph:
     """Build the body of the Loop over experts.
 
-    Each iteration of the Loop adds the output of an expert for the tokens that are routed to the expert.
+    Each iteration of the Loop adds the output of one expert to the rows of the tokens that are routed to the expert.
     """
     at = f"layers.{layer}.mlp.expert"
     make = modules.make.inner()

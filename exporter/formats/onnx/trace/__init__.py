@@ -1,1 +1,1 @@
-"""Trace models without a built-in architecture family into ONNX graphs with torch.onnx."""
+"""Trace models of families that ttexport does not know into ONNX graphs with torch.onnx."""

@@ -1,7 +1,7 @@
 """Script that loads a checkpoint, traces the model, and writes ONNX files with external data.
 
 The model is traced with the eager attention of transformers, because every transformers model supports eager attention.
-Eager attention keeps the scores of fully masked rows finite, and is traced into standard ONNX operators only.
+With eager attention, the scores of fully masked rows stay finite, and the graph contains only standard ONNX operators.
 """
 
 from __future__ import annotations

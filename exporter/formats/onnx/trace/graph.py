@@ -82,7 +82,7 @@ def _should_fold(weights: set[str], node: ir.Node) -> bool | None:
 
 
 def _weight(node: ir.Node, weights: set[str]) -> ir.Value | None:
-    """Return the first input of ``node`` if the input is a weight matrix, else None."""
+    """Return the first input of ``node`` if the input is a weight matrix, otherwise None."""
     value = node.inputs[0] if node.inputs else None
     if value is None or value.name not in weights or value.shape is None or len(value.shape) != 2:
         return None
@@ -92,9 +92,9 @@ def _weight(node: ir.Node, weights: set[str]) -> ir.Value | None:
 def _transpose_weights(graph: ir.Graph, weights: set[str]) -> None:
     """Remove the Transpose nodes that the tracer adds for the weights of linear layers.
 
-    Instead of being transposed by a node, the weight matrix is stored transposed. A tied matrix, which the embedding
-    look-up also reads, stays untransposed and is read by a Gemm with transB=1. If a Transpose of the tied matrix
-    remained, ONNX Runtime would make a second, transposed copy of the matrix at session start.
+    The weight matrix is stored transposed, so the graph needs no Transpose node. The matrix of a tied LM head is not
+    stored transposed, because the embedding look-up also reads the matrix; the LM head uses a Gemm node with transB=1.
+    With a Transpose node, ONNX Runtime would make a transposed copy of the tied matrix at session start.
     """
     transposes: dict[str, list[ir.Node]] = {}
     for node in graph:
@@ -177,7 +177,7 @@ def _name(model: ir.Model) -> None:
 def _name_dims(graph: ir.Graph, dims: Dims) -> None:
     """Set the dimension names that ONNX clients expect.
 
-    The tracer generates arbitrary names for dimensions that are sums.
+    For a dimension that is a sum, such as cached plus new tokens, the tracer generates an arbitrary name.
     """
     for value in (*graph.inputs, *graph.outputs):
         assert value.shape is not None
@@ -186,7 +186,7 @@ def _name_dims(graph: ir.Graph, dims: Dims) -> None:
 
 
 def _strip(model: ir.Model) -> None:
-    """Remove traced source locations from nodes, because the locations contain file paths of the tracing machine."""
+    """Remove the source locations that the tracer adds to nodes, because the locations contain local file paths."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

@@ -1,8 +1,8 @@
-"""Export models without a built-in architecture family: trace the model with torch.onnx in a separate process.
+"""Export models of families that ttexport does not know, by tracing with torch.onnx in a separate process.
 
 The merged checkpoint is first written to disk, so that transformers can load the model in the tracing process. Traced
-graphs use the same input names and file layout as graphs built from a DecoderSpec. Tracing takes minutes, and needs the
-memory of the whole model as loaded by transformers.
+ONNX models use the same input names and file names as the ONNX models of built-in families. Tracing takes minutes, and
+loads the whole model into memory with transformers.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ _HALVES: Final = Precision("fp32", ("encoder_model", "decoder_model_merged"), "F
 class TracedLayout:
     """The plan of a traced export: the merged checkpoint to trace, and the config and tokenizer files.
 
-    stems: file name stems of the ONNX models. reason: the reason why ttexport traces the model instead of building the
-    model's graph itself.
+    stems: file name stems of the ONNX models. reason: why ttexport cannot build the graph without tracing.
     """
 
     checkpoint: HfLayout
@@ -58,7 +57,7 @@ class TracedLayout:
     def nbytes(self) -> int:
         """Size of all exported weights in bytes.
 
-        Each weight is exported once, except the embedding, which every graph contains.
+        Each weight is written once, except the embedding, which is written once per ONNX model.
         """
         model = self.checkpoint.model
         once = sum(spec.nbytes for name, spec in model.specs.items() if name not in model.tie.duplicates)
@@ -72,10 +71,10 @@ class TracedLayout:
 
 
 def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
-    """Plan a traced export of ``model``. refusal: the error raised because ttexport cannot build the model's graph.
+    """Plan a traced export of ``model``. refusal: the error with the reason why the model must be traced.
 
-    Raises MissingDependency if torch, transformers or onnxscript is not installed. Raises NotExpressible for
-    encoder-decoder models with which ttexport has not been tested.
+    Raises MissingDependency if torch, transformers or onnxscript is not installed. Raises NotExpressible for an
+    encoder-decoder model whose model type has not been tested.
     """
     halves = PRECISIONS["fp32"]
     if model.config.get("is_encoder_decoder"):
@@ -93,8 +92,9 @@ def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
 def write_traced(layout: TracedLayout, out: Path, progress: Progress = silent) -> None:
     """Write the traced models to the folder ``out``.
 
-    The tracing process needs most of the time and determines the peak memory. Raises OutputError if a write fails.
-    Raises NotExpressible if the tracing process fails; the message contains the last line of the process's stderr.
+    Most of the time and the peak memory are needed by the separate process that traces the model. Raises OutputError if
+    a write fails. Raises NotExpressible if the tracing process fails; the message contains the last line of the
+    process's stderr.
     """
     checkpoint = out.with_name(f"{out.name}-checkpoint")
     with writing(out):

@@ -1,10 +1,10 @@
 """Trace an encoder-decoder into two ONNX graphs with the input names that Optimum and transformers.js expect.
 
-The decoder graph has a KV cache for self-attention and a KV cache for cross-attention. The decoder projects only the
-encoder states that are not yet in the cross-attention cache: all states in the first call, and no states in later
-calls. Therefore, the same decoder graph, which has no If node and contains each weight once, is used for the first call
-and for later calls. Source of input names and calling order: Optimum's ORTModelForSeq2SeqLM and transformers.js'
-seq2seq sessions.
+The decoder graph has a KV cache for self-attention and a KV cache for cross-attention. The decoder computes
+cross-attention keys and values only for encoder states that are not yet in the cache: for all states in the first call,
+and for no states in later calls. One decoder graph, without an If node and with each weight stored once, therefore
+serves the first call and all later calls. Source of input names and calling order: Optimum's ORTModelForSeq2SeqLM and
+transformers.js' seq2seq sessions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PARTS: Final = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
 
 
 class Encoder(torch.nn.Module):
-    """Torch module to be traced, which runs only the encoder of an encoder-decoder model."""
+    """A torch module that runs only the encoder of an encoder-decoder model, for tracing."""
 
     def __init__(self, model: Any) -> None:
         """``model``: an encoder-decoder model loaded by transformers."""
@@ -57,7 +57,7 @@ class Encoder(torch.nn.Module):
 
 
 class Decoder(torch.nn.Module):
-    """Torch module to be traced, which runs the decoder and the LM head. The KV caches are inputs and outputs."""
+    """A torch module that runs the decoder and the LM head, for tracing. The KV caches are inputs and outputs."""
 
     def __init__(self, model: Any) -> None:
         """``model``: an encoder-decoder model loaded by transformers."""
@@ -69,7 +69,7 @@ class Decoder(torch.nn.Module):
     ) -> tuple[torch.Tensor, Cache]:
         """Run the decoder. Returns (logits, extended KV caches).
 
-        fresh_states: the encoder states whose projections are not yet in ``past``.
+        fresh_states: the encoder states whose keys and values are not yet in the KV cache ``past``.
         """
         own: Any = DynamicCache()
         encoded: Any = DynamicCache()
@@ -138,7 +138,7 @@ def _decoder(model: Any) -> ir.Model:
 
 
 def _example(model: Any) -> tuple[torch.Tensor, Cache]:
-    """Make example inputs for tracing the decoder: (encoder states, KV caches) in the shapes that the model uses."""
+    """Make example inputs for tracing the decoder: (encoder states, KV caches)."""
     ids = torch.ones((1, 2), dtype=torch.int64)
     with torch.no_grad():
         out = model(input_ids=ids, decoder_input_ids=ids, use_cache=True)
@@ -154,7 +154,7 @@ def _example(model: Any) -> tuple[torch.Tensor, Cache]:
 
 
 def _slice_inputs(graph: ir.Graph) -> None:
-    """Add Slice nodes that shorten unused KV caches to length 0, and drop encoder states that are already cached."""
+    """Add Slice nodes that shorten unused KV caches to length 0 and remove encoder states that are already cached."""
     flag = ir.Value(name=USES_CACHE, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.BOOL))
     start, end = constant(graph, "cache.start", 0), constant(graph, "cache.end", _END)
     counting = ir.node("Where", [flag, end, start], name="cache.counting")
@@ -174,9 +174,9 @@ def _slice_inputs(graph: ir.Graph) -> None:
 
 
 def _sliced(graph: ir.Graph, value: ir.Value, axis: int, start: ir.Value, end: ir.Value, length: str) -> ir.Node:
-    """Insert a Slice of the graph input ``value``, and replace all other uses of ``value`` by the Slice.
+    """Insert a node that slices the graph input ``value``, and let all other nodes read the slice.
 
-    length: name of the dimension ``axis`` of the graph input.
+    length: new name of the sliced dimension of the graph input.
     """
     axes = graph.initializers.get(f"axis.{axis}") or constant(graph, f"axis.{axis}", axis)
     node = ir.node("Slice", [value, start, end, axes], name=f"{value.name}.cut")

@@ -1,8 +1,8 @@
-"""Quantise matrix rows for MatMulNBits and GatherBlockQuantized in blocks of 32 integers that share a scale.
+"""Quantise matrix rows for the ONNX operators MatMulNBits and GatherBlockQuantized, in blocks of 32 values.
 
-The quantised values are bit-identical to the output of ONNX Runtime's quantiser, which is verified by a test. ONNX
-Runtime's quantiser is not called, because the quantiser needs whole, transposed matrices, and because an export must
-not depend on ONNX Runtime.
+A test verifies that the quantised values are bit-identical to the output of ONNX Runtime's quantiser. ONNX Runtime's
+quantiser is not called, because it needs whole, transposed matrices, and because an export must work without ONNX
+Runtime.
 Sources: QuantizeBlockwise in onnxruntime's MLAS (q4_dq.cpp), and ONNX Runtime's documentation of the operators
 MatMulNBits and GatherBlockQuantized.
 """
@@ -25,8 +25,8 @@ BLOCK: Final = 32
 class Blocks:
     """A block quantisation format: each block has ``size`` integers of ``bits`` bits (4 or 8) and a scale.
 
-    A dequantised value is (code - zero point) * scale. symmetric: whether the zero point is the middle of the code
-    range, so that no zero points are stored. Two consecutive 4-bit codes share a byte: the first code is in the lower
+    A dequantised value is (code - zero point) * scale. symmetric: whether the zero point is always the middle of the
+    code range, and is therefore not stored. Two consecutive 4-bit codes share a byte: the first code is in the lower
     half of the byte.
     """
 
@@ -35,7 +35,7 @@ class Blocks:
     size: int = BLOCK
 
     def codes(self, rows: Array) -> Array:
-        """Quantise rows (n, K) to packed codes, a uint8 array of shape (n, K / size, size * bits / 8).
+        """Quantise rows (n, width) to packed codes, a uint8 array of shape (n, width / size, size * bits / 8).
 
         Raises BadInput for NaN or infinity.
         """
@@ -51,7 +51,10 @@ class Blocks:
         return (whole if self.bits == 8 else _pack(whole)).reshape(len(rows), -1, self.size * self.bits // 8)
 
     def scales(self, rows: Array, dtype: str) -> Array:
-        """Return the scales (n, K / size) of rows (n, K). Raises BadInput if a scale exceeds the range of ``dtype``."""
+        """Return the quantisation scales of rows (n, width), an array of shape (n, width / size).
+
+        Raises BadInput if a scale exceeds the range of ``dtype``.
+        """
         wide, _ = self._scales(rows)
         stored = cast(wide.reshape(len(rows), -1), dtype)
         if not np.isfinite(stored).all():
@@ -59,7 +62,7 @@ class Blocks:
         return stored
 
     def zero_points(self, rows: Array) -> Array:
-        """Return the zero points of rows (n, K), packed like codes in a uint8 array (n, ceil(K / size * bits / 8))."""
+        """Return the zero points of rows (n, width), packed in a uint8 array (n, ceil(width / size * bits / 8))."""
         _, zeros = self._scales(rows)
         whole = zeros.astype(np.uint8).reshape(len(rows), -1)
         if self.bits == 8:

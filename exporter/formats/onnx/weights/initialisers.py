@@ -2,8 +2,8 @@
 
 A checkpoint tensor becomes one float initialiser, or separate initialisers for quantised codes, scales and zero points.
 
-The bytes of an initialiser are computed from row blocks of the checkpoint tensor, so that only a few blocks are in
-memory at the same time. Values needed for several initialisers, such as the scales, are computed again for each
+The bytes of an initialiser are computed from the checkpoint tensor in blocks of rows, so that only a few blocks are in
+memory at the same time. Values that several initialisers depend on, such as the scales, are computed again for each
 initialiser.
 """
 
@@ -130,7 +130,7 @@ def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Arr
 
 
 def _columns(tensor: LazyTensor) -> Iterator[Array]:
-    """Yield the transpose of a checkpoint matrix, in blocks of rows.
+    """Yield the rows of the transpose of a checkpoint matrix, in blocks.
 
     Peak memory: the size of the matrix plus one block.
     """

@@ -1,13 +1,14 @@
 """Define the precisions of ONNX models: the name of each precision, and the storage format of each tensor.
 
-In the precision int8, the activations in the graph are floats, which the runtime quantises block by block for each
-matrix product. The mean KL divergence of SmolLM2 in int8 is 6e-3. Quantising whole activation tensors
-(DynamicQuantizeLinear with MatMulInteger) would be as fast, but would have a mean KL divergence of 0.74.
+In the precision int8, activations are floats, and ONNX Runtime quantises them block by block for each matrix product.
+The mean KL divergence of SmolLM2 in int8 from SmolLM2 in float32 is 6e-3. Quantising each activation tensor with a
+single scale (DynamicQuantizeLinear and MatMulInteger) is as fast as quantising in blocks, but increases the mean KL
+divergence to 0.74.
 
-int4 is a mixed precision, like llama.cpp's file types: the most sensitive matrices are stored in 8 bits. With 4 bits
-for all matrices, SmolLM2's mean KL divergence is 0.5. The KL divergence with 4-bit matrices is also 0.5 if the codes
-are asymmetric instead of symmetric, if the scales are fitted by least squares, and even if every weight is moved at
-random within its 4-bit step.
+int4 is a mixed precision, like llama.cpp's file types: the most sensitive matrices are stored in 8 bits, the other
+matrices in 4 bits. If all matrices of SmolLM2 are stored in 4 bits, the mean KL divergence is 0.5. Neither asymmetric
+codes nor scales fitted by least squares reduce the divergence of 0.5. The divergence is also 0.5 if every weight is
+moved at random within its quantisation step.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Precision:
 
     name: the value of ``--quant``. stems: file name stems of the ONNX models; each model has an external data file.
     floats: dtype of activations, KV cache and unquantised tensors. bits: number of bits of the codes in quantised
-    matrices; 4 means a mix of 4 and 8 bits. symmetric: whether 4-bit codes have no zero points. 8-bit codes never have
-    zero points.
+    matrices; 4 means a mix of 4 and 8 bits. symmetric: whether 4-bit codes are stored without zero points, as 8-bit
+    codes always are.
     """
 
     name: str
@@ -61,10 +62,10 @@ class Precision:
         return self.name.removesuffix(_SYMMETRIC)
 
     def form(self, slot: Slot, shape: Sequence[int], layers: int) -> Blocks | None:
-        """Return the block format for quantising the matrix (out, in) of ``slot``, or None to keep floats.
+        """Return the block format in which a matrix is quantised, or None to keep floats.
 
-        A matrix is not quantised if the row length is not a multiple of the block size. layers: number of layers of the
-        model.
+        shape: (out, in) of the matrix. A matrix is quantised only if the length of its rows is a multiple of the block
+        size. layers: number of layers of the model.
         """
         role, layer = slot.role, slot.layer
         if self.bits is None or role not in _ROBUST | _SENSITIVE or len(shape) != 2 or shape[1] % BLOCK:
@@ -99,7 +100,7 @@ _INT4: Final = {"int4": "", f"int4{_SYMMETRIC}": _SYMMETRIC}
 
 
 def is_precision(name: str) -> bool:
-    """Whether ``choose`` accepts ``name`` as a precision, in upper or lower case."""
+    """Whether ``name``, in upper or lower case, is the name of a precision."""
     return name.lower() in PRECISIONS or name.lower() in _INT4
 
 

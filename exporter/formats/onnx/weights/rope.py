@@ -1,9 +1,9 @@
 """Compute the rotary caches: the cosines and sines of (position * frequency) for all positions of the context.
 
-Rotary angles are computed in float32 by the same operations as in transformers. In float64, the angle of position 8191
-would differ by 5e-4 from transformers' angle, a difference that exceeds the sum of all other rounding errors of the
-export. Only the cosines and sines of the angles are computed in float64, so that each cosine and sine is rounded only
-once.
+Rotary angles are computed in float32 by the same operations as in transformers. If angles were computed in float64, the
+angle of position 8191 would differ by 5e-4 from transformers' angle, which is more than all other rounding errors of
+the export together. Only the cosines and sines of the angles are computed in float64, so that each cosine and sine is
+rounded only once.
 Source: transformers.modeling_rope_utils (default, linear, llama3, yarn, longrope).
 """
 
@@ -30,7 +30,7 @@ LONG: Final = "rotary_emb_long"
 
 @dataclass(frozen=True)
 class Table:
-    """A rotary cache of cosines and a rotary cache of sines.
+    """The frequencies of a rotary cache, from which the cosines and sines are computed.
 
     freqs: rotary frequencies in radians per position, an array of shape (dims / 2,). magnitude: factor by which cosines
     and sines are multiplied.
@@ -74,7 +74,7 @@ def _main(rope: Rope, max_positions: int) -> Table:
 def _powers(dims: int, theta: float) -> Float32:
     """Return theta to the power of 2i / dims for i = 0, …, dims / 2 - 1, each rounded to float32 only once.
 
-    numpy's float32 power is not always correctly rounded.
+    The powers are computed in float64, because numpy's float32 power is not always correctly rounded.
     """
     exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     powers: Float32 = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
@@ -93,7 +93,11 @@ def _by_factors(rope: Rope, key: str) -> Float32:
 
 
 def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int) -> Float32:
-    """Scale frequencies for llama3: divide low ones by ``factor``, keep high ones, and interpolate in between."""
+    """Scale the rotary frequencies for rope type llama3.
+
+    Low frequencies are divided by ``factor``, high frequencies stay unchanged, and frequencies in between are
+    interpolated.
+    """
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     if high <= low:
         raise BadInput(f"config.json: high_freq_factor: expected a value above low_freq_factor ({low}), found {high}")
@@ -106,9 +110,10 @@ def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int
 
 
 def _yarn(rope: Rope, settings: Settings, factor: float, context: int) -> Float32:
-    """Scale frequencies for YaRN: divide low ones by ``factor``, keep high ones, and interpolate in between.
+    """Scale the rotary frequencies for rope type yarn.
 
-    Source: YaRN (Peng et al. 2023), section 3.2.
+    Low frequencies are divided by ``factor``, high frequencies stay unchanged, and frequencies in between are
+    interpolated. Source: YaRN (Peng et al. 2023), section 3.2.
     """
     powers = _powers(rope.dims, rope.theta)
 
@@ -142,7 +147,7 @@ def _yarn_magnitude(settings: Settings, factor: float) -> float:
 
 
 def cache(function: Callable[..., Array], table: Table, positions: int) -> Iterator[Float32]:
-    """Yield ``function`` (cosine or sine) of all rotary angles (positions, dims / 2) as float32, in blocks of rows.
+    """Yield the cosines or sines of all rotary angles as float32 blocks of shape (positions in the block, dims / 2).
 
     Peak memory: four blocks of at most ``BLOCK_BYTES`` each, including blocks in float64.
     """
