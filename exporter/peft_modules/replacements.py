@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exporter.peft_modules.results import Results, ResultTensor
-from exporter.peft_modules.weights import module_places
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule
@@ -33,6 +31,10 @@ def replacements(checkpoint: Checkpoint, adapter: Adapter, *, process: str, dtyp
     process starts when a computed tensor is first read. Raises TensorMismatch or NotExpressible if a change does not
     fit the base.
     """
+    # Lazy imports: every merge imports Replacement, but few merges need PEFT.
+    from exporter.peft_modules.results import Results, ResultTensor
+    from exporter.peft_modules.weights import module_places
+
     results = Results(checkpoint.path, adapter.path, process)
     changes = [edit for edit in adapter.edits if isinstance(edit, ByPeft)]
     in_out = adapter.config.get("fan_in_fan_out") is True

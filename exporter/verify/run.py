@@ -3,6 +3,9 @@
 Every runtime is a separate process that reads the files from disk, so the parent process never loads a model. The
 reference model is run only once, after all artifacts, because the reference model also computes scores for the tokens
 that the artifacts generated.
+
+Modules that only one format or only the level full needs are imported where they are used, because the imports take as
+long as verifying a small checkpoint.
 """
 
 from __future__ import annotations
@@ -11,26 +14,21 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter.verify.expect.reference import Reference
 from exporter.verify.findings import RowErrors
 from exporter.verify.folder.auxiliary_files import check_auxiliary_files
 from exporter.verify.folder.checkpoint import check_checkpoint
 from exporter.verify.formats import FORMATS, adapter_format
-from exporter.verify.gguf.metadata import check_settings
-from exporter.verify.gguf.special_tokens import check_specials
-from exporter.verify.gguf.vocabulary import check_tokens
-from exporter.verify.gguf.weights import check_weights
 from exporter.verify.onnx.base_rows import BaseRows
 from exporter.verify.report import Check, Report, Skip
-from exporter.verify.running import gguf_loader
-from exporter.verify.running.execution import ArtifactResults, Execution, Say
-from exporter.verify.running.prompts import build_sequences
-from exporter.verify.running.texts import check_token_texts, run_texts
-from exporter.verify.runtimes.installed import require
 from exporter.verify.stored.artifact import Artifact, open_artifacts
 from exporter.verify.values.row_errors import check_row_errors, row_errors
 from exporter.verify.values.rows import check_rows
+
+if TYPE_CHECKING:
+    from exporter.verify.running.execution import ArtifactResults, Say
 
 
 def verify(
@@ -72,6 +70,9 @@ def _verify_models(
 ) -> dict[Path, Report]:
     opened = [open_artifacts(path) for path in paths]
     if level == "full" and opened:
+        from exporter.verify.running import gguf_loader
+        from exporter.verify.runtimes.installed import require
+
         require(["transformers"], needed_for="running the reference")
         if gguf_loader.NAME in required and any(artifacts[0].format == "gguf" for artifacts in opened):
             gguf_loader.require_supported(reference)
@@ -79,6 +80,10 @@ def _verify_models(
     results = [_check_model(artifact, reference, base, level, say) for artifacts in opened for artifact in artifacts]
     shared = [list(_check_files(path, artifacts, reference)) for path, artifacts in zip(paths, opened, strict=True)]
     if level == "full" and results:
+        from exporter.verify.running.execution import Execution
+        from exporter.verify.running.prompts import build_sequences
+        from exporter.verify.running.texts import check_token_texts, run_texts
+
         with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
             sequences = build_sequences(reference, prompts)
             execution = Execution(reference, sequences, Path(folder), say, required)
@@ -131,6 +136,8 @@ def _check_model(artifact: Artifact, reference: Reference, base: BaseRows, level
         outcomes += check_graph(artifact, reference)
         outcomes += check_initialisers(artifact.path, reference, base) if every else []
     if artifact.gguf and every:
+        from exporter.verify.gguf.weights import check_weights
+
         outcomes += check_weights(artifact.gguf, reference)
     if artifact.format == "hf":
         outcomes += check_checkpoint(artifact.path, reference, untouched=every)
@@ -150,13 +157,17 @@ def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference
     """Check the metadata and the auxiliary files of the artifact ``path``, which all models in ``path`` share."""
     match artifacts[0].format:
         case "gguf":
+            from exporter.verify.gguf.metadata import check_settings
+            from exporter.verify.gguf.special_tokens import check_specials
+            from exporter.verify.gguf.vocabulary import check_tokens
+
             gguf = artifacts[0].gguf
             assert gguf is not None, "expected an opened GGUF file in an artifact of the format gguf"
             yield from check_settings(gguf, reference)
             yield from check_tokens(gguf, reference)
             yield from check_specials(gguf, reference)
         case "onnx":
-            from exporter.verify.onnx.folder import check_folder  # loads protobuf, which only ONNX needs
+            from exporter.verify.onnx.folder import check_folder
 
             yield from check_folder(path, artifacts, reference)
         case _:
