@@ -66,7 +66,7 @@ $(VENV)/.dev: $(VENV)/.quick
 
 node: .node/.made
 
-.converter/.made: $(VENV)/.quick tests/conformance/llama-cpp.txt
+.converter/.made: $(VENV)/.quick constraints.txt exporter/formats/gguf/converter/install.py
 	$(BIN)/python -m tests.conformance.download .converter
 	@touch $@
 

@@ -36,11 +36,15 @@ def test_every_name_is_there_and_documented(name: str) -> None:
         getattr(ttexport, f"{name}_")
 
 
+#: The verbs that make or check something. The verb ``converter`` prepares the machine, and is used once by hand.
+FUNCTIONS = set(VERBS) - {"converter"}
+
+
 def test_every_verb_is_a_function() -> None:
-    assert set(VERBS) <= set(ttexport.__all__)
+    assert set(ttexport.__all__) >= FUNCTIONS
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("verb", sorted(FUNCTIONS))
 def test_functions_are_typed(verb: str) -> None:
     signature = inspect.signature(getattr(ttexport, verb))
     assert signature.return_annotation is not inspect.Signature.empty

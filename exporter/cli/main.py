@@ -26,6 +26,7 @@ VERBS: Final = {
     "inspect": "exporter.cli.verbs.inspect",
     "tune": "tuner.cli",
     "release": "exporter.cli.verbs.release",
+    "converter": "exporter.cli.verbs.converter",
 }
 #: One summary line for each verb. The summaries are kept here so that ``--help`` does not import the verbs.
 _SUMMARIES: Final = {
@@ -37,6 +38,7 @@ _SUMMARIES: Final = {
     "inspect": "Show the content of an adapter, a checkpoint, a .gguf file or an ONNX folder.",
     "tune": "Train the embedding rows of a few tokens of a model, and write an adapter folder.",
     "release": "Make, verify and document every artifact that a release.toml lists.",
+    "converter": "Install llama.cpp's converter, which writes the GGUFs of models without a built-in family.",
 }
 #: Maximum length of a printed line, because a name in a hostile file may take megabytes.
 #: Number of new container objects after which Python searches for cycles.

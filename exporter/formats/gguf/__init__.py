@@ -11,19 +11,16 @@ from typing import TYPE_CHECKING
 from exporter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from exporter.formats.gguf.converter import plan_converter, write_converted
     from exporter.formats.gguf.plan import GgufLayout, plan_gguf
     from exporter.formats.gguf.stream import write_gguf
 
-__all__ = ["GgufLayout", "plan_converter", "plan_gguf", "write_converted", "write_gguf"]
+__all__ = ["GgufLayout", "plan_gguf", "write_gguf"]
 
 __getattr__ = lazy_attributes(
     __name__,
     {
         "GgufLayout": "exporter.formats.gguf.plan",
-        "plan_converter": "exporter.formats.gguf.converter",
         "plan_gguf": "exporter.formats.gguf.plan",
-        "write_converted": "exporter.formats.gguf.converter",
         "write_gguf": "exporter.formats.gguf.stream",
     },
 )

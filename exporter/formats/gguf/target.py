@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.formats.footprint import peak_nbytes
-from exporter.formats.gguf.converter import plan_converter, write_converted
+from exporter.formats.gguf.converter.plan import plan_converter, write_converted
 from exporter.formats.gguf.options import GgufOptions
 from exporter.formats.gguf.plan import plan_gguf
 from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, NATIVE_FILE_TYPES, FileType
