@@ -93,10 +93,6 @@ def refusal(family: str, layout: str, kind: str) -> tuple[type[TTExportError], s
         return NotExpressible, "encoder and decoder use separate embedding modules, but PEFT trained only "
     if family == "t5" and kind in WITHOUT_EFFECT:
         return None
-    if family == "t5" and kind == "new tokens in saved modules":
-        # The rows of the tokens stand in "shared", which has no effect, so that --untie would be refused, too.
-        wanted = "the adapters change only the head"
-        return (NotExpressible, wanted) if tied else (BadInput, "expected the adapters to set the new rows")
     if tied and kind in NOT_RUNNABLE:
         return NotExpressible, "the model uses a single tensor for both names"
     if tied and (kind in SPLIT_THE_TIE or (family == "gpt2" and kind in UNKNOWN_TO_PEFT)):
