@@ -126,7 +126,7 @@ def entry_default(group: type[Options], entry: Option) -> Any:
         (
             GgufOptions,
             {"dtype": "f16", "types": ["f32"]},
-            "--quant: expected only quantised types, because --dtype is given",
+            "--quant: expected only quantised types if --dtype is given",
             "gguf.dtype",
         ),
         (GgufOptions, {"split_max_size": "many"}, "--split-max-size: expected a size such as", "gguf.split-max-size"),

@@ -47,7 +47,7 @@ def assign(
                 )
             kept[name] = slot
         elif _BUFFERS.search(name):
-            dropped[name] = "omitted, because runtimes compute the buffer"
+            dropped[name] = "omitted, because every runtime computes this buffer itself"
         elif name.startswith(spec.foreign_prefixes):
             dropped[name] = "omitted, because the tensor is not part of the text decoder"
     for name, slot in scheme.items():

@@ -64,7 +64,7 @@ class Format:
 
 def _by_name(*rows: Format) -> Mapping[str, Format]:
     table = {row.name: row for row in rows}
-    assert len(table) == len(rows), "two formats have the same name"
+    assert len(table) == len(rows), "expected unique names of output formats, found a duplicate name"
     return table
 
 

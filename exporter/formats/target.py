@@ -118,7 +118,7 @@ class Target:
         """
         if self.refusal:
             raise self.refusal
-        assert self.write is not None, "expected a write function for a target without a refusal"
+        assert self.write is not None, "expected a write function or a refusal in the target, found neither"
         self.write(path, progress, scratch)
         if self.finish:
             self.finish(path, progress)

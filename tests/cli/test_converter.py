@@ -119,7 +119,7 @@ def test_a_script_that_loses_the_rows_fails_the_verification(
     ("text", "message"),
     [
         ("raise SystemExit('this model is not supported')", "exit status 1: this model is not supported"),
-        ("print('done')", "the script wrote no file: no output on stderr"),
+        ("print('done')", "the converter script wrote no GGUF file: no output on stderr"),
         (
             "import socket; socket.create_connection(('127.0.0.1', 9))",
             "exit status 1: PermissionError: the converter runs without network",

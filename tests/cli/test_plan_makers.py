@@ -67,4 +67,6 @@ def test_other_encoder_decoders_are_refused_before_anything_is_traced(
 ) -> None:
     rename(base := seq2seq.build(tmp_path / "base", "t5"), "novel")
     assert run(["plan", "--to", "onnx", str(base)]) == 5
-    assert "the encoder-decoder 'novel' is not supported (supported: t5, mt5" in capsys.readouterr().err
+    assert (
+        "encoder-decoder models of type 'novel' are not supported (supported types: t5, mt5" in capsys.readouterr().err
+    )

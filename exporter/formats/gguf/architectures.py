@@ -46,7 +46,7 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
         return f"YaRN parameter {odd}: llama.cpp supports only the default attention scaling of transformers"
     width = spec.hidden // attention.heads
     if row.head_length == "never" and attention.head_dim != width:
-        return f"head_dim: expected {width}, which llama.cpp computes for this architecture, found {attention.head_dim}"
+        return f"head_dim: llama.cpp computes {width} for this architecture, but this model has {attention.head_dim}"
     if row.square and attention.heads * attention.head_dim != spec.hidden:
         return (
             f"head_dim: llama.cpp requires that heads * head_dim equals the hidden size ({spec.hidden}), "
@@ -55,7 +55,7 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
     if row.interleaved and rope and not rope.interleaved and rope.dims != attention.head_dim:
         return (
             f"partial_rotary_factor: llama.cpp rotates all {attention.head_dim} dimensions of a head, "
-            f"found a model that rotates {rope.dims} dimensions"
+            f"but this model rotates only {rope.dims} dimensions"
         )
     return row.check(spec)
 
@@ -85,10 +85,10 @@ def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
     biased = {slot.role for slot in slots if slot.parameter == "bias"} & MOST_LINEARS
     if extra := biased - row.biases:
         name = min(role.value for role in extra)
-        raise NotExpressible(f"gguf: {row.name}", f"this model has a bias for {name}, which llama.cpp does not read")
+        raise NotExpressible(f"gguf: {row.name}", f"this model has a bias for {name}, but llama.cpp ignores this bias")
     if missing := row.needed - biased:
         name = min(role.value for role in missing)
-        raise NotExpressible(f"gguf: {row.name}", f"this model has no bias for {name}, which llama.cpp requires")
+        raise NotExpressible(f"gguf: {row.name}", f"this model has no bias for {name}, but llama.cpp requires a bias")
 
 
 def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
@@ -99,7 +99,7 @@ def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
     if ignored and attention.window is not None and attention.window < spec.max_positions:
         out.append(
             "llama.cpp ignores the sliding window of this architecture, "
-            f"so texts of more than {attention.window} tokens give different logits"
+            f"so texts of more than {attention.window} tokens give other logits than in transformers"
         )
     if spec.foreign_prefixes:
         out.append(

@@ -43,12 +43,12 @@ class GgufOptions(FormatOptions):
     )
     token_embedding_type: str | None = option(
         None,
-        "ggml type of token_embd.weight in quantised files. Default: the type that llama.cpp uses for the file type.",
+        "ggml type of token_embd.weight in quantised files. Default: llama.cpp's choice for the file type.",
         metavar="TYPE",
     )
     output_tensor_type: str | None = option(
         None,
-        "ggml type of output.weight in quantised files. Default: the type that llama.cpp uses for the file type.",
+        "ggml type of output.weight in quantised files. Default: llama.cpp's choice for the file type.",
         metavar="TYPE",
     )
     split_max_size: int | None = option(
@@ -62,7 +62,7 @@ class GgufOptions(FormatOptions):
     )
     pre_tokenizer: str | None = option(
         None,
-        "llama.cpp's name of the pre-tokenizer, needed if ttexport does not recognise tokenizer.json's pre-tokenizer.",
+        "llama.cpp's name of the pre-tokenizer. Default: the name that matches tokenizer.json, if ttexport knows it.",
         metavar="NAME",
     )
     converter: Path | None = option(
@@ -80,7 +80,7 @@ class GgufOptions(FormatOptions):
         """
         object.__setattr__(self, "types", tuple(_spelled(name) for name in self.types))
         if self.dtype and (plain := [name for name in self.types if name in DTYPES]):
-            raise self.fault("types", f"expected only quantised types, because {{dtype}} is given, found {plain[0]}")
+            raise self.fault("types", f"expected only quantised types if {{dtype}} is given, found {plain[0]}")
         quantised = [name for name in self.types if name in FILE_TYPES]
         for name in ("token_embedding_type", "output_tensor_type"):
             if (chosen := getattr(self, name)) is None:
@@ -98,7 +98,9 @@ class GgufOptions(FormatOptions):
             )
             raise self.fault("imatrix", reason)
         if self.converter and self.pre_tokenizer:
-            reason = "this option cannot be combined with {converter}, because the script chooses the pre-tokenizer"
+            reason = (
+                "this option cannot be combined with {converter}, because llama.cpp's script chooses the pre-tokenizer"
+            )
             raise self.fault("pre_tokenizer", reason)
 
     def artifacts(self) -> Sequence[Self]:

@@ -201,7 +201,7 @@ def _view(
             )
         return Stacked(
             [model.tensor(name) for name in names]
-        ), f", one of {len(names)} tensors that are stacked into a single tensor"
+        ), f", stacked with other tensors into one tensor ({len(names)} in total)"
     if spec.norm.offset and slot.role in NORMS:
         return Shifted(tensor, spec.norm.offset), f", plus the norm offset {spec.norm.offset:g}"
     if slot.role in spec.transposed and slot.parameter == "weight":
@@ -213,10 +213,12 @@ def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architectu
     """Return (a view of ``tensor`` with its rows in llama.cpp's order, a text that describes how the order changed)."""
     attention = spec.attention
     if slot.role is Role.QKV and attention.qkv == "heads":
-        return Regrouped(tensor, attention.heads), ", rows regrouped into all queries, all keys and all values"
+        return Regrouped(
+            tensor, attention.heads
+        ), ", rows reordered from head by head to all queries, all keys, all values"
     heads = {Role.Q: attention.heads, Role.K: attention.kv_heads}.get(slot.role)
     if heads and row.interleaved and spec.rope and not spec.rope.interleaved:
-        return Interleaved(tensor, heads), ", rows reordered for interleaved rotary embedding"
+        return Interleaved(tensor, heads), ", rows reordered for llama.cpp's interleaved rotary embedding"
     return tensor, ""
 
 

@@ -108,7 +108,9 @@ def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
     alpha = _alpha(merge)
     changed = {name: source for name, source in merge.sources.items() if source[1] != Change()}
     if unplaced := changed.keys() - kept.keys():
-        raise NotExpressible("gguf-lora", f"an adapter changes {min(unplaced)}, but the GGUF has no such tensor")
+        raise NotExpressible(
+            "gguf-lora", f"an adapter changes {min(unplaced)}, but a GGUF of this model does not contain this tensor"
+        )
     pairs = {
         tensor_name(slot): _pair(merge, name, *changed[name], slot, spec, row, alpha)
         for name, slot in kept.items()
@@ -179,7 +181,7 @@ def _refuse_tied(merge: MergePlan) -> None:
         folders = " ".join(str(adapter.path) for adapter in merge.adapters)
         raise NotExpressible(
             f"gguf-lora: {merge.checkpoint.path}: {tie.embedding}",
-            "the head is tied to the embedding, so llama.cpp would also apply the LoRA pair to the head, and abort",
+            "llama.cpp aborts on a LoRA pair for an embedding that is tied to the LM head, as in this model",
             instead=f"use ttexport patch BASE.gguf {folders} -o OUT.gguf to write the token rows into a GGUF",
         )
     grown = merge.vocab - merge.checkpoint.tensors[tie.embedding].spec.n_rows
@@ -258,7 +260,7 @@ def _factors(update: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Arr
 
 def _deltas(new: TokenRows, base: LazyTensor) -> Array:
     """Return the trained token rows minus the base's rows, rounded once to float32, as an array (rows, hidden)."""
-    assert new.token_ids[-1] < base.spec.n_rows, "expected token rows of the base model, found new token rows"
+    assert new.token_ids[-1] < base.spec.n_rows, "expected ids of the base model's tokens, found ids of new tokens"
     old = np.concatenate([base.rows(token_id, token_id + 1) for token_id in new.token_ids])
     return (new.rows.astype(np.float64) - old.astype(np.float64)).astype(np.float32)
 

@@ -154,7 +154,7 @@ def _write_shard(
             assert file.nbytes == offset_bytes, f"{spec.name}: expected offset {offset_bytes}, found {file.nbytes}"
             file.write_segments(model.tensor(spec.name).segments(), spec.nbytes)
         final, _ = prepare(shard.specs, _metadata(provenance.result()), like_offset_bytes=like)
-        assert len(final) == len(header), "the length of the header changed after planning"
+        assert len(final) == len(header), "expected a safetensors header of the planned length, found another length"
         file.begin_with(final)
 
 

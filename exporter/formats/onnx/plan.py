@@ -131,7 +131,7 @@ def _values(
     tensors: list[LazyTensor] = [model.tensor(name) for name in names]
     if role is Role.QKV and spec.attention.qkv == "heads":
         tensors = [Regrouped(tensor, spec.attention.heads) for tensor in tensors]
-        rules.append("rows regrouped into all queries, all keys and all values")
+        rules.append("rows reordered from head by head to all queries, all keys, all values")
     if role is Role.QKV and len(tensors) > 1:
         tensors = [Stacked(tensors)]
         rules.append("queries, keys and values packed into a single matrix")

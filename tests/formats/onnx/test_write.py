@@ -151,7 +151,7 @@ def test_stored_copy_of_a_tied_head_is_recorded_and_not_written(write: Write, ch
 def test_rotary_buffers_of_old_checkpoints_are_recorded_and_not_written(change: Change, tiny_tied: Path) -> None:
     name = "model.layers.1.self_attn.rotary_emb.inv_freq"
     base = change(tiny_tied, tensors={name: torch.ones(8)})
-    assert plan_onnx(merged(base)).dropped == {name: "omitted, because runtimes compute the buffer"}
+    assert plan_onnx(merged(base)).dropped == {name: "omitted, because every runtime computes this buffer itself"}
 
 
 def test_missing_weight_is_named(change: Change, tiny_tied: Path) -> None:

@@ -96,5 +96,5 @@ def _run(layout: ConverterLayout, checkpoint: Path, path: Path) -> None:
     if done.returncode or not path.is_file():
         lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
         last = lines[-1].strip() if lines else "no output on stderr"
-        fault = f"exit status {done.returncode}" if done.returncode else "the script wrote no file"
+        fault = f"exit status {done.returncode}" if done.returncode else "the converter script wrote no GGUF file"
         raise BadInput(f"{layout.script}: {fault}: {last:.500}")

@@ -24,7 +24,7 @@ class FileType:
 
 def _by_name(*rows: FileType) -> dict[str, FileType]:
     table = {row.name: row for row in rows}
-    assert len(table) == len(rows), "expected unique file types, found a duplicate"
+    assert len(table) == len(rows), "expected unique names of file types, found a duplicate name"
     return table
 
 

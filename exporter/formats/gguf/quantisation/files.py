@@ -83,9 +83,9 @@ def plan_quantised(
     importances = read_imatrix(imatrix) if imatrix is not None else None
     for name, tensor_type in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
         if tensor_type in NEED_IMPORTANCES and (importances is None or name not in importances.values):
-            reason = f"{tensor_type} needs an importance matrix, but no --imatrix is given"
+            reason = f"quantising this tensor to {tensor_type} needs an importance matrix, but no --imatrix is given"
             if importances is not None:
-                reason = f"{tensor_type} needs importances of this tensor, which the --imatrix file lacks"
+                reason = f"quantising to {tensor_type} needs importances of this tensor, but --imatrix has none"
             raise NotExpressible(f"gguf: {name}", reason)
     build = (
         f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds of llama.cpp may round differently"

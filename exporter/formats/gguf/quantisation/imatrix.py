@@ -64,9 +64,7 @@ def _read_gguf(path: Path) -> Imatrix:
         stem = name.removesuffix(_SUMS)
         pair = (file.tensors[name], file.tensors.get(stem + _COUNTS))
         if any(tensor is None or tensor.type != "F32" for tensor in pair):
-            reason = (
-                f"{stem}: expected F32 tensors with sums and counts, found a missing tensor or a tensor of another type"
-            )
+            reason = f"{stem}: expected two F32 tensors (sums and counts), but a tensor is missing or has another type"
             raise UnreadableFile(path, reason)
         sums = file.dequantize_rows(name, 0, file.tensors[name].n_rows).reshape(-1)
         counts = file.dequantize_rows(stem + _COUNTS, 0, file.tensors[stem + _COUNTS].n_rows).reshape(-1)
@@ -83,7 +81,7 @@ def _read_gguf(path: Path) -> Imatrix:
             values[stem] = np.where(whole > 0, experts / whole, np.float32(1)).reshape(-1)
     datasets, chunks = file.metadata.get("imatrix.datasets"), file.metadata.get("imatrix.chunk_count", 0)
     if not isinstance(datasets, GgufArray) or type(chunks) is not int:
-        reason = "expected valid metadata for imatrix.datasets and imatrix.chunk_count, found missing or invalid values"
+        reason = "expected the metadata keys imatrix.datasets and imatrix.chunk_count, but a key is missing or invalid"
         raise UnreadableFile(path, reason)
     return Imatrix(values, tuple(map(str, datasets.values())), chunks)
 
@@ -104,8 +102,7 @@ def _read_legacy(path: Path) -> Imatrix:
         nonlocal at
         if not 0 <= nbytes <= len(data) - at:
             reason = (
-                f"expected an importance matrix with {nbytes} bytes at offset {at}, "
-                "found a truncated file or another format"
+                f"expected {nbytes} bytes at offset {at}, but the importance matrix is truncated or has another format"
             )
             raise UnreadableFile(path, reason)
         at += nbytes

@@ -98,4 +98,7 @@ def _normalizer_notes(path: Path, normalizer: Any) -> list[str]:
             f"llama.cpp does not apply the normalizer {normalizer_type!r:.80} of this byte-level BPE tokenizer",
             instead="remove the normalizer, or use --to hf and convert the checkpoint with llama.cpp's converter",
         )
-    return ["llama.cpp does not apply the normalizer NFC, so text that is not in NFC is tokenised differently"]
+    return [
+        "llama.cpp does not apply the normalizer NFC, so llama.cpp tokenises text that is not in NFC differently from "
+        "transformers"
+    ]

@@ -41,11 +41,13 @@ def override_notes(name: str, tokenizer: Mapping[str, Any]) -> list[str]:
     """
     row = _row(tokenizer)
     if row and name not in row.names:
-        return [f"--pre-tokenizer {name}: the pre-tokenizer in tokenizer.json has the structure of {row.name}"]
+        return [
+            f"--pre-tokenizer {name}: the option contradicts tokenizer.json, which has the pre-tokenizer {row.name}"
+        ]
     if not any(name in known.names for known in TABLE):
         return [
-            f"--pre-tokenizer {name}: this version of ttexport does not know the pre-tokenizer, "
-            f"and a llama.cpp without the pre-tokenizer {name} cannot open the GGUF"
+            f"--pre-tokenizer {name}: ttexport does not know this pre-tokenizer, "
+            f"and only a llama.cpp that supports {name} can open the GGUF"
         ]
     return []
 

@@ -142,7 +142,7 @@ def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
     if type(unknown) is not int or not 0 <= unknown < len(pieces):
         raise NotExpressible(
             f"gguf: {path}",
-            f"llama.cpp requires an unknown piece, but the unigram model has unk_id {unknown!r:.80}",
+            f"llama.cpp requires a piece for unknown tokens, but the unigram model has unk_id {unknown!r:.80}",
             instead=_INSTEAD,
         )
     out.types[unknown] = UNKNOWN

@@ -118,5 +118,5 @@ def _bits(codes: ir.Value) -> int:
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
-    assert value.shape is not None, "expected an initialiser with a shape"
+    assert value.shape is not None, "expected an ONNX value with a known shape, found no shape"
     return value.shape.numpy()

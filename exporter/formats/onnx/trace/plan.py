@@ -66,8 +66,8 @@ class TracedLayout:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes for the user about the limits of traced models."""
-        method = f"{self.reason}, so torch.onnx.export traces the model, with the whole model in memory"
-        return method, "the ONNX folder contains no genai_config.json"
+        method = f"{self.reason}, so torch.onnx.export traces the model, which loads the whole model into memory"
+        return method, "the ONNX folder contains no genai_config.json, so onnxruntime-genai cannot load the folder"
 
 
 def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
@@ -81,10 +81,10 @@ def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
         halves = _HALVES
         if (model_type := model.config.get("model_type")) not in _SEQ2SEQ:
             known = ", ".join(_SEQ2SEQ)
-            reason = f"the encoder-decoder {model_type!r} is not supported (supported: {known})"
+            reason = f"encoder-decoder models of type {model_type!r} are not supported (supported types: {known})"
             raise NotExpressible("onnx", reason, instead="use --to hf to export this model")
     for package in TRACE:
-        package.require("ONNX export of a model without a built-in family")
+        package.require("ONNX export of a model family without built-in support")
     files = client_files(model, None, (halves,))
     return TracedLayout(plan_hf(model), files, halves.stems, refusal.reason)
 

@@ -113,7 +113,7 @@ def choose(dtype: str | None, quants: Sequence[str]) -> list[Precision]:
     """
     if dtype not in _FLOATS:
         reason = f"--dtype {dtype}: ONNX Runtime has no {dtype} kernel for MatMul, Mul or Sigmoid on the CPU"
-        raise NotExpressible("onnx", reason, instead="use --dtype f16, which writes a file of the same size")
+        raise NotExpressible("onnx", reason, instead="use --dtype f16, which gives a file as small as with bf16")
     names = {_FOURS[dtype] + _INT4[quant] if quant in _INT4 else quant for quant in quants} or {_FLOATS[dtype]}
     for name in sorted(names - PRECISIONS.keys()):
         known = ", ".join(["int8", *_INT4, *(precision for precision in PRECISIONS if precision != "int8")])

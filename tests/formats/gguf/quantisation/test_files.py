@@ -129,7 +129,7 @@ def test_few_bits_work_with_an_importance_matrix(wide_tied: Path, tmp_path: Path
     ("tensor_type", "imatrix", "code", "reason"),
     [
         ("iq1_s", False, 5, "no --imatrix is given"),
-        ("IQ2_XS", True, 5, "needs importances of this tensor"),
+        ("IQ2_XS", True, 5, "needs importances of this tensor, but --imatrix has none"),
         ("I32", False, 2, "found 'I32'"),
         ("Q8_K", False, 2, "found 'Q8_K'"),
     ],

@@ -84,7 +84,7 @@ METASPACE_SPLIT = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "
             tokenizer_json(vocab={"<unk>": 0, "<0x00>": 1}, merges=[]),
             "lacks 255 of the 256 byte pieces, such as <0x01>",
         ),
-        (unigram_json(unk_id=None), "requires an unknown piece, but the unigram model has unk_id None"),
+        (unigram_json(unk_id=None), "requires a piece for unknown tokens, but the unigram model has unk_id None"),
         (unigram_json(byte_fallback=True, vocab=[["<unk>", 0], ["<0x0A>", -1]]), "has byte fallback"),
         ({**unigram_json(), "normalizer": {"type": "NFKC"}}, '{"type": "NFKC"}'),
         ({**unigram_json(), "pre_tokenizer": {"type": "Whitespace"}}, '{"type": "Whitespace"}'),

@@ -68,14 +68,16 @@ def test_a_wrong_name_shows_in_the_tokens(tiny_tied: Path, tmp_path: Path) -> No
     layout = plan_gguf(merged(model_of(tmp_path / "model", tokenizer)), pre_tokenizer="qwen2")
     write_gguf(layout, tmp_path / "out.gguf")
     assert differences(tmp_path / "out.gguf", tokenizer, TEXTS)
-    assert layout.notes == ["--pre-tokenizer qwen2: the pre-tokenizer in tokenizer.json has the structure of smollm"]
+    assert layout.notes == [
+        "--pre-tokenizer qwen2: the option contradicts tokenizer.json, which has the pre-tokenizer smollm"
+    ]
 
 
 def test_an_unknown_name_is_noted(tmp_path: Path) -> None:
     unknown = tokenizer_json({"type": "Whitespace"})
     for name, notes in (("nonsense", 1), ("llama-bpe", 0)):
         layout = plan_gguf(merged(checkpoint(tmp_path / name, config(), unknown)), pre_tokenizer=name)
-        unknown_name = f"--pre-tokenizer {name}: this version of ttexport does not know the pre-tokenizer"
+        unknown_name = f"--pre-tokenizer {name}: ttexport does not know this pre-tokenizer"
         assert len([note for note in layout.notes if note.startswith(unknown_name)]) == notes
 
 
