@@ -14,9 +14,10 @@ from typing import Final
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.formats.gguf import writer
+from exporter.formats.gguf.vocab.added_tokens import added_tokens
 from exporter.formats.gguf.vocab.special_tokens import special_keys
 from exporter.formats.gguf.vocab.templates import template_keys
-from exporter.formats.gguf.vocab.tokens import ADDED_SCORE, PADDING_SCORE, added_tokens
+from exporter.formats.gguf.vocab.tokens import ADDED_SCORE, PADDING_SCORE, with_rows
 from exporter.formats.gguf.writer import Key
 from exporter.io.json_objects import read_object
 from exporter.merge.vocabulary.files import adapter_files
@@ -65,11 +66,12 @@ def patch_vocabulary(
     n_rows = model.tensors[EMBEDDING].shape[0]
     content = read_tokenizer(files["tokenizer.json"]) if "tokenizer.json" in files else {}
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
-    added = {token.id: token.stored for token in added_tokens(files, content, settings)}
+    tokens = added_tokens(files, content, settings)
     tokenizer = files.get("tokenizer.json")
-    n_tokens = max(added, default=-1) + 1
+    n_tokens = max((token.id for token in tokens if token.listed or token.stated), default=-1) + 1
     size = patched_vocab([edits], n_rows, n_tokens, tokenizer=tokenizer, rows_in=EMBEDDING)
     _require_covered(model, edits, size)
+    added = {token.id: token.stored for token in with_rows(tokens, size)[0]}
     new, changes = _token_arrays(model, added, size, tokenizer)
     if size != n_rows:
         sizes = [name for name, value in model.metadata.items() if name.endswith(".vocab_size") and type(value) is int]

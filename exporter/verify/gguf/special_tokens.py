@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from exporter.io.json_objects import read_object
 from exporter.sources.gguf.split_files import GgufModel
-from exporter.sources.hf.tokenizer import added_tokens
+from exporter.verify.expect.added_tokens import loaded_tokens, special_settings
 from exporter.verify.expect.files import GENERATION, settings
 from exporter.verify.expect.reference import Reference
 from exporter.verify.report import Check
@@ -37,7 +37,7 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
     if path is None:
         return
     content = reference.tokenizer
-    wanted = _wanted(reference, path, content)
+    wanted = _wanted(reference, content)
     wrong = []
     for role, key in _KEYS.items():
         value = gguf.metadata.get(key)
@@ -53,7 +53,7 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
     yield Check(name="special ids", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
-def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _wanted(reference: Reference, content: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return a dict from each special token role, such as BOS, to the list of token ids that are accepted in the GGUF.
 
     If the tokenizer defines a token for a role, only the tokenizer's token id is accepted. If the tokenizer defines no
@@ -61,11 +61,11 @@ def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dic
     define a token id for a role, the list contains only None, and the GGUF must omit the id.
     """
     files = reference.auxiliary_files
-    by_text, named = added_tokens(path), settings(files)
+    named = special_settings(files)
     vocab = content["model"].get("vocab")
-    by_text = {**(vocab if isinstance(vocab, dict) else {}), **by_text}
-    if "special_tokens_map.json" in files:
-        named = {**read_object(files["special_tokens_map.json"]), **named}
+    by_text = dict(vocab) if isinstance(vocab, dict) else {}
+    by_text |= {token.text: token_id for token_id, token in loaded_tokens(files, content).items()}
+    by_text = {text: token_id for text, token_id in by_text.items() if token_id < reference.vocab}
     configs = [reference.checkpoint.config, reference.checkpoint.text_config]
     configs += [read_object(files[GENERATION])] if GENERATION in files else []
     last = _last(content.get("post_processor"))
@@ -103,7 +103,8 @@ def _last(processor: Any) -> str | None:
 def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], role: str, ids: list[Any]) -> bool:
     """Encode a text to determine whether the tokenizer adds the special token ``role`` (BOS or EOS) to every text."""
     if content.get("post_processor") is None:
-        return named.get(f"add_{role}_token") is True
+        # transformers drops the flags of tokenizer_config.json beside a tokenizer.json.
+        return path.name != "tokenizer.json" and named.get(f"add_{role}_token") is True
     from tokenizers import Tokenizer  # a large library, imported only if needed
 
     encoded = Tokenizer.from_file(str(path)).encode("a").ids

@@ -9,6 +9,7 @@ from typing import Any, Final
 from exporter.sources.gguf.header import GgufArray
 from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, read_model
+from exporter.verify.expect.added_tokens import loaded_tokens
 from exporter.verify.expect.files import AddedToken, added, settings, templates
 from exporter.verify.expect.reference import Reference
 from exporter.verify.report import Check, Skip
@@ -17,7 +18,7 @@ _KEYS: Final = "tokenizer.ggml."
 _BYTE: Final = re.compile("<0x[0-9A-F]{2}>")
 #: Texts that llama.cpp's converter treats as control tokens, regardless of the tokenizer's flags.
 _LOOKS_LIKE_CONTROL: Final = re.compile(
-    r"<pad>|<mask>|<2mass>|\[@BOS@\]|<unused.*>|<\|.*\|>|<\uff5c.*\uff5c>", re.DOTALL
+    r"<pad>|<mask>|<2mass>|\[@BOS@\]|<unused.*>|<\|(.*\|)?>|<\uff5c(.*\uff5c)?>", re.DOTALL
 )
 #: SentencePiece's character for a space.
 _SPACE: Final = "\u2581"
@@ -33,7 +34,13 @@ def check_tokens(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip
         yield Skip("tokens", "the tuned model has no tokenizer.json")
         return
     texts, types = (_array(gguf, name) for name in ("tokens", "token_type"))
-    added_tokens, known = added(content), _vocabulary(content)
+    added_tokens, known = loaded_tokens(reference.auxiliary_files, content), _vocabulary(content)
+    # A token without an embedding row, which only the settings name, is not part of any artifact.
+    added_tokens = {
+        token_id: token
+        for token_id, token in added_tokens.items()
+        if token_id < reference.vocab or token_id in added(content)
+    }
     yield _check_texts(texts, known, added_tokens, reference.vocab)
     yield _check_types(types, texts, content, known, added_tokens, reference)
     if gguf.metadata.get(f"{_KEYS}model") == "gpt2":

@@ -9,6 +9,7 @@ from typing import Any, Final
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab import pre_tokenizers
+from exporter.formats.gguf.vocab.normalizers import NFC_NOTE, normalizer_steps
 from exporter.formats.gguf.vocab.tokens import NORMAL, AddedToken, TokenTable
 from exporter.formats.gguf.writer import Key
 
@@ -89,16 +90,12 @@ def _one_string(left: str, right: str) -> str:
 
 
 def _normalizer_notes(path: Path, normalizer: Any) -> list[str]:
-    normalizer_type = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
-    if normalizer_type is None:
-        return []
-    if normalizer_type != "NFC":
+    steps = normalizer_steps(normalizer)
+    types = [step.get("type") if isinstance(step, Mapping) else step for step in steps]
+    if unsupported := next((step_type for step_type in types if step_type != "NFC"), None):
         raise NotExpressible(
             f"gguf: {path}",
-            f"llama.cpp does not apply the normalizer {normalizer_type!r:.80} of this byte-level BPE tokenizer",
+            f"llama.cpp does not apply the normalizer {unsupported!r:.80} of this byte-level BPE tokenizer",
             instead="remove the normalizer, or use --to hf and convert the checkpoint with llama.cpp's converter",
         )
-    return [
-        "llama.cpp does not apply the normalizer NFC, so llama.cpp tokenises text that is not in NFC differently from "
-        "transformers"
-    ]
+    return [NFC_NOTE] if types else []

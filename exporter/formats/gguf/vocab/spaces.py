@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from exporter.errors import NotExpressible
+from exporter.formats.gguf.vocab.normalizers import NFC_NOTE, normalizer_steps
 
 Step = tuple[object, ...]
 
@@ -69,7 +70,9 @@ def read_spaces(content: Mapping[str, Any], where: str, *, unigram: bool) -> Spa
     Raises NotExpressible if llama.cpp does not support the structure of the tokenizer; the message contains the
     structure.
     """
-    normalizer, charsmap = _without_map(_steps(content.get("normalizer"), "normalizers"))
+    steps = normalizer_steps(content.get("normalizer"))
+    kept = [step for step in steps if not (isinstance(step, Mapping) and step.get("type") == "NFC")]
+    normalizer, charsmap = _without_map([step for node in kept for step in _steps(node, "normalizers")])
     pre_tokenizer = tuple(_steps(content.get("pre_tokenizer"), "pretokenizers"))
     spaces = _unigram(normalizer, pre_tokenizer) if unigram else _bpe(normalizer, pre_tokenizer)
     if spaces is None or charsmap is None:
@@ -79,7 +82,7 @@ def read_spaces(content: Mapping[str, Any], where: str, *, unigram: bool) -> Spa
             f"llama.cpp does not support this SentencePiece tokenizer's treatment of spaces: {structure:.500}",
             instead="use --to hf or --to onnx to export this model",
         )
-    notes = spaces.notes
+    notes = spaces.notes + ((NFC_NOTE,) if len(kept) < len(steps) else ())
     if unigram and _WORDS in pre_tokenizer and not charsmap:
         notes += (_BREAKS,)
     if charsmap and not unigram:

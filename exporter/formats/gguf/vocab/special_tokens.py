@@ -1,8 +1,8 @@
 """Make the GGUF metadata for special tokens: the token ids, and the flags for adding a special token to each text.
 
-The id of a special token is looked up in tokenizer_config.json and config.json, in the same order as in llama.cpp's
-converter, and then in special_tokens_map.json and generation_config.json. The flag for adding a special token is looked
-up in the post-processor of tokenizer.json, and then in tokenizer_config.json.
+The id of a special token is looked up in the tokenizer's settings, as transformers reads the settings, and then in
+config.json and generation_config.json. The flag for adding a special token is looked up in the post-processor of
+tokenizer.json. transformers uses the flags of tokenizer_config.json only if there is no tokenizer.json.
 
 llama.cpp finds fill-in-the-middle tokens and most end-of-turn tokens by their text. Therefore, ttexport writes the id
 of an end-of-turn token only if llama.cpp would not find the token by its text.
@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from exporter.errors import BadInput
 from exporter.formats.gguf import writer
+from exporter.formats.gguf.vocab.added_tokens import named_settings
 from exporter.formats.gguf.vocab.post_processor import Specials, post_process
 from exporter.formats.gguf.writer import Key
-from exporter.io.json_objects import read_object
 
 _ID_KEYS: Final = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -67,28 +67,39 @@ def special_keys(
     Raises BadInput for a token id outside the vocabulary.
     """
     config, generation = configs
-    specials = Specials(_texts(settings))
+    specials = Specials(_texts(named_settings(files, settings)))
     for role, substitute in (("bos", "cls"), ("eos", "sep")):
         if role not in specials.texts and substitute in specials.texts:
             specials.texts[role] = specials.texts[substitute]
     post_process(tokenizer.get("post_processor"), specials)
-    for role in _KINDS:
-        if isinstance(flag := settings.get(f"add_{role}_token"), bool):
-            specials.added.setdefault(role, flag)
-    special_ids = {role: ids[text] for role, text in specials.texts.items() if text in ids} if settings else {}
+    notes = _add_by_settings(specials, settings, alone="tokenizer.json" not in files)
+    special_ids = {role: ids[text] for role, text in specials.texts.items() if text in ids}
     _fill(special_ids, config, "config.json", rows)
-    if path := files.get("special_tokens_map.json"):
-        for role, text in _texts(read_object(path)).items():
-            if text in ids:
-                special_ids.setdefault(role, ids[text])
     _fill(special_ids, generation, "generation_config.json", rows)
-    notes = _further_ends(special_ids, configs, ids, rows)
+    notes += _further_ends(special_ids, configs, ids, rows)
     _eot_by_number(special_ids, config, ids, rows)
     if tokenizer and (assumed := _ASSUMED.get(name)):
         specials.added.setdefault(assumed, False)
     keys = [writer.u32(_ID_KEYS[role], special_ids[role]) for role in _ID_KEYS if role in special_ids]
     keys += [writer.truth(_ADD_KEYS[role], specials.added[role]) for role in _ADD_KEYS if role in specials.added]
     return keys, notes
+
+
+def _add_by_settings(specials: Specials, settings: Mapping[str, Any], *, alone: bool) -> list[str]:
+    """Record the flags of tokenizer_config.json, and return notes on flags that transformers does not use.
+
+    alone: whether there is no tokenizer.json, beside which transformers removes the flags.
+    """
+    notes = []
+    for role in _KINDS:
+        if isinstance(flag := settings.get(f"add_{role}_token"), bool):
+            added = specials.added.setdefault(role, flag and alone)
+            if flag and not added:
+                notes.append(
+                    f"tokenizer_config.json sets add_{role}_token, but transformers ignores the setting because "
+                    f"tokenizer.json adds no {role.upper()} token to a text, so the GGUF adds none either"
+                )
+    return notes
 
 
 def _texts(settings: Mapping[str, Any]) -> dict[str, str]:

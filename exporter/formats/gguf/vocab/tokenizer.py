@@ -10,11 +10,12 @@ from typing import Any
 from exporter.errors import NotExpressible, UnreadableFile, UsageError
 from exporter.families import FAMILIES
 from exporter.formats.gguf import writer
+from exporter.formats.gguf.vocab.added_tokens import added_tokens
 from exporter.formats.gguf.vocab.byte_level import byte_level_keys
 from exporter.formats.gguf.vocab.sentencepiece import sentencepiece_keys
 from exporter.formats.gguf.vocab.special_tokens import special_keys
 from exporter.formats.gguf.vocab.templates import template_keys
-from exporter.formats.gguf.vocab.tokens import added_tokens, flag_notes
+from exporter.formats.gguf.vocab.tokens import flag_notes, with_rows
 from exporter.formats.gguf.writer import Key
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.tokenizer import read_tokenizer
@@ -47,7 +48,7 @@ def vocabulary(
     """
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     content = _content(files, where)
-    added = added_tokens(files, content, settings)
+    added, lost_notes = with_rows(added_tokens(files, content, settings), vocab)
     sentencepiece = not content or _is_sentencepiece(files["tokenizer.json"], content)
     ids = {token.text: token.id for token in added}
     family = FAMILIES.get(str(config.get("model_type")))
@@ -73,7 +74,7 @@ def vocabulary(
     keys += id_keys
     notes += id_notes
     keys += template_keys(files, settings)
-    return Vocabulary(keys, [*notes, *flag_notes(added)])
+    return Vocabulary(keys, [*notes, *lost_notes, *flag_notes(added)])
 
 
 def _content(files: Mapping[str, Path], where: Path) -> Mapping[str, Any]:

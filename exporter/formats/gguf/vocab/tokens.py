@@ -6,25 +6,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from exporter.errors import BadInput, NotExpressible, UnreadableFile
-from exporter.io.json_objects import read_object
+from exporter.errors import BadInput, NotExpressible
 from exporter.sources.hf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 #: llama.cpp's converter's scores for rows without a token and for added tokens. llama.cpp does not use the scores.
 PADDING_SCORE: Final = -10000.0
 ADDED_SCORE: Final = -1000.0
 
-_FLAGS: Final = ("lstrip", "rstrip", "single_word")
+#: Flags of an added token that change the text around the token.
+FLAGS: Final = ("lstrip", "rstrip", "single_word")
 
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
     """A token that was added to the vocabulary of a tokenizer.
 
-    flags: the names of the flags (lstrip, rstrip, single_word) that are set for the token. stated: whether
-    tokenizer_config.json or added_tokens.json contains the token.
+    flags: the names of the flags (lstrip, rstrip, single_word) that are set for the token. listed: whether
+    tokenizer.json contains the token. stated: whether tokenizer_config.json or added_tokens.json states the token's id.
     """
 
     id: int
@@ -32,6 +32,7 @@ class AddedToken:
     special: bool
     normalized: bool = False
     flags: tuple[str, ...] = ()
+    listed: bool = False
     stated: bool = False
 
     @property
@@ -101,52 +102,22 @@ class TokenTable:
         return complete
 
 
-def added_tokens(
-    files: Mapping[str, Path], content: Mapping[str, Any], settings: Mapping[str, Any]
-) -> list[AddedToken]:
-    """Return the added tokens, sorted by id.
+def with_rows(added: Sequence[AddedToken], rows: int) -> tuple[list[AddedToken], list[str]]:
+    """Return (the added tokens without those that only settings name and that have no embedding row, notes).
 
-    The added tokens are read from tokenizer.json (``content``), tokenizer_config.json and added_tokens.json. If several
-    files contain a token id, tokenizer.json has priority over tokenizer_config.json, which has priority over
-    added_tokens.json. settings: the parsed tokenizer_config.json.
-    Raises UnreadableFile for entries that are not tokens.
+    A token of tokenizer.json without an embedding row is kept; ``TokenTable.check_ids`` reports the token.
     """
-    decoder = settings.get("added_tokens_decoder") or {}
-    stated: dict[int, AddedToken] = {}
-    if not isinstance(decoder, dict):
-        raise UnreadableFile(
-            files["tokenizer_config.json"], f"added_tokens_decoder: expected an object, found {decoder!r:.80}"
+    lost = [token for token in added if token.id >= rows and not (token.listed or token.stated)]
+    notes = (
+        _note(
+            lost,
+            f"transformers gives the token the id {lost[0].id}, but the model has only {rows} embedding rows, "
+            "so the GGUF lacks the token",
         )
-    for key, entry in decoder.items():
-        token = _token(files["tokenizer_config.json"], entry, key, stated=True)
-        stated[token.id] = token
-    tokens: dict[int, AddedToken] = {}
-    if path := files.get("added_tokens.json"):
-        for text, token_id in read_object(path).items():
-            token = _token(path, {"content": text}, token_id, stated=True)
-            tokens[token.id] = token
-    tokens |= stated
-    if content:
-        path = files["tokenizer.json"]
-        entries = content.get("added_tokens") or []
-        if not isinstance(entries, list):
-            raise UnreadableFile(path, f"added_tokens: expected a list, found {entries!r:.80}")
-        for entry in entries:
-            token_id = entry.get("id") if isinstance(entry, dict) else None
-            token = _token(path, entry, token_id, stated=token_id in stated)
-            tokens[token.id] = token
-    return [tokens[token_id] for token_id in sorted(tokens)]
-
-
-def _token(path: Path, entry: Any, token_id: Any, *, stated: bool) -> AddedToken:
-    if isinstance(token_id, str) and token_id.isdecimal():
-        token_id = int(token_id)
-    if not isinstance(entry, dict) or type(token_id) is not int or not isinstance(entry.get("content"), str):
-        raise UnreadableFile(path, f"added tokens: expected a token with id and content, found {entry!r:.80}")
-    flags = tuple(flag for flag in _FLAGS if entry.get(flag))
-    return AddedToken(
-        token_id, entry["content"], bool(entry.get("special")), bool(entry.get("normalized")), flags, stated
+        if lost
+        else []
     )
+    return [token for token in added if token not in lost], notes
 
 
 def flag_notes(added: Iterable[AddedToken]) -> list[str]:
@@ -156,7 +127,7 @@ def flag_notes(added: Iterable[AddedToken]) -> list[str]:
     token.
     """
     notes, added = [], list(added)
-    for flag in _FLAGS:
+    for flag in FLAGS:
         notes += _note(
             [token for token in added if flag in token.flags], f"a GGUF has no metadata key for the flag {flag}"
         )
@@ -189,11 +160,11 @@ def _looks_special(token: str) -> bool:
 
 __all__ = [
     "ADDED_SCORE",
+    "FLAGS",
     "NORMAL",
     "PADDING_SCORE",
     "AddedToken",
     "TokenTable",
-    "added_tokens",
     "flag_notes",
     "normalised_notes",
 ]

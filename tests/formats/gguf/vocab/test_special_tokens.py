@@ -51,17 +51,25 @@ def test_llama_cpp_finds_fill_in_the_middle_tokens_by_their_text(tmp_path: Path)
     assert [ids[kind] for kind in kinds] == [269, 270, 271, 272, 273, 274]
 
 
-def test_ids_come_from_the_settings_then_the_config_then_the_map_then_the_generation_config(tmp_path: Path) -> None:
+def test_ids_come_from_the_map_then_the_settings_then_the_configs(tmp_path: Path) -> None:
     names = {"bos_token": "<|pad|>", "eos_token": "<|pad|>", "unk_token": {"content": "<|endoftext|>"}}
     source = byte_level(
         tmp_path / "base",
         tokenizer_config={"bos_token": "<|im_start|>"},
         special_tokens_map=names,
     )
+    stale = byte_level(
+        tmp_path / "stale",
+        tokenizer_config={"bos_token": "<|im_start|>", "added_tokens_decoder": {}},
+        special_tokens_map=names,
+    )
     generation = {"bos_token_id": 3, "eos_token_id": 2, "unk_token_id": 3, "pad_token_id": 3}
-    _, keys, _ = keys_of(source, 269, {"bos_token_id": 0, "eos_token_id": 2}, generation)
-    ids = {name: value for name, value in keys.items() if name.endswith("_id")}
-    assert ids == {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "padding_token_id": 3}
+    wanted = {source: (3, 3, 0, 3), stale: (1, 2, 3, 3)}  # transformers reads no map beside an added_tokens_decoder
+    for path, (bos, eos, unknown, padding) in wanted.items():
+        _, keys, _ = keys_of(path, 269, {"bos_token_id": 0, "eos_token_id": 2}, generation)
+        ids = {name: value for name, value in keys.items() if name.endswith("_id")}
+        named = {"bos_token_id": bos, "eos_token_id": eos, "unknown_token_id": unknown, "padding_token_id": padding}
+        assert ids == named
 
 
 def test_every_listed_end_of_text_ends_it_in_llama_cpp(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.formats.gguf.conftest import Write, merged
 from tests.formats.gguf.models import GPT2, LLAMA3, QWEN2, SMOLLM, checkpoint, config, sequence, split, tokenizer_json
 from tests.formats.gguf.vocab.texts import ADDED, COMBINING, TEXTS
 
+NFC = {"type": "NFC"}
 STRUCTURES = {"smollm": SMOLLM, "gpt-2": GPT2, "qwen2": QWEN2, "llama-bpe": LLAMA3}
 
 
@@ -83,13 +84,32 @@ def test_an_unknown_name_is_noted(tmp_path: Path) -> None:
 
 def test_composition_is_the_one_difference_of_an_nfc_normalizer(tiny_tied: Path, tmp_path: Path, write: Write) -> None:
     content = json.loads((tiny_tied / "tokenizer.json").read_text())
-    content["normalizer"] = {"type": "NFC"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}, NFC]}
     content["pre_tokenizer"] = QWEN2
     tokenizer = with_added(Tokenizer.from_str(json.dumps(content)))
     model = model_of(tmp_path / "model", tokenizer)
     assert any("NFC" in note for note in plan_gguf(merged(model)).notes)
     assert not differences(write(model), tokenizer, TEXTS)
     assert differences(write(model), tokenizer, COMBINING)
+
+
+@pytest.mark.parametrize(
+    "no_op",
+    [
+        {"type": "Sequence", "normalizers": []},
+        {"type": "Strip", "strip_left": False, "strip_right": False},
+        {"type": "Replace", "pattern": {"String": " "}, "content": " "},
+    ],
+    ids=lambda step: str(step["type"]),
+)
+def test_a_normalizer_that_changes_no_text_is_no_obstacle(
+    tiny_tied: Path, tmp_path: Path, write: Write, no_op: dict[str, Any]
+) -> None:
+    content = json.loads((tiny_tied / "tokenizer.json").read_text()) | {"normalizer": no_op}
+    tokenizer = with_added(Tokenizer.from_str(json.dumps(content)))
+    model = model_of(tmp_path / "model", tokenizer)
+    assert plan_gguf(merged(model)).notes == []
+    assert not differences(write(model), tokenizer, (*TEXTS, *COMBINING))
 
 
 def test_a_text_begins_with_bos_where_the_template_says_so(tiny_tied: Path, tmp_path: Path, write: Write) -> None:
@@ -141,8 +161,9 @@ def test_unknown_pre_tokenizer_is_printed_with_the_option_to_name_it(
         {"model": {"byte_fallback": True}},
         {"model": {"end_of_word_suffix": "</w>"}},
         {"normalizer": {"type": "Lowercase"}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "NFKC"}]}},
     ],
-    ids=["wordpiece", "wordlevel", "byte-fallback", "suffix", "lowercase"],
+    ids=["wordpiece", "wordlevel", "byte-fallback", "suffix", "lowercase", "nfkc"],
 )
 def test_other_kinds_of_tokenizers_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     base = checkpoint(tmp_path / "base", config(), tokenizer_json(SMOLLM, **copy.deepcopy(changes)))

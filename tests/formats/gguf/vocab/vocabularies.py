@@ -111,7 +111,7 @@ def llama2_alone(path: Path) -> Path:
 
 
 def llama2_added(path: Path) -> Path:
-    """With added tokens, special and others, with an older added_tokens.json, and several templates."""
+    """With added tokens, special and others, with an added_tokens.json that agrees, and several templates."""
     tokens = stated({0: "<unk>", 1: "<s>", 2: "</s>", 280: "<|tool|>"}, special=True)
     tokens |= stated({281: "<lamp>", 282: "fog\u2581bank"}, special=False)
     settings = {**NAMES, "added_tokens_decoder": tokens, "add_bos_token": True, "add_prefix_space": True}
@@ -120,7 +120,7 @@ def llama2_added(path: Path) -> Path:
         model_file(LLAMA),
         config(vocab_size=288),
         tokenizer_config={**settings, "chat_template": TEMPLATES, "pad_token": "<unk>"},
-        added_tokens={"<lamp>": 281, "<old>": 283},
+        added_tokens={"<lamp>": 281},
         tokenizer=tokenizer_json(tokens, normalizer=PREPEND, post_processor=template("<s>", "</s>")),
     )
 

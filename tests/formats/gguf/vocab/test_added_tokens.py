@@ -1,0 +1,130 @@
+"""Tokens named outside tokenizer.json: transformers gives them ids, and llama.cpp reads the same ids from the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.sources.gguf.file import GgufFile
+from exporter.sources.gguf.header import GgufArray
+from exporter.sources.gguf.split_files import GgufModel
+from exporter.verify.expect.reference import Reference
+from exporter.verify.gguf.special_tokens import check_specials
+from exporter.verify.gguf.vocabulary import check_tokens
+from exporter.verify.report import Check
+from tests.formats.gguf.models import SETTINGS, SMOLLM, checkpoint, config, tokenizer_json
+from tests.formats.gguf.vocab.surroundings import disagreements, write_files, write_vocabulary
+
+SPECIAL = {"__type": "AddedToken", "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+DECODER = {"0": {"content": "<|endoftext|>", "special": True}, "1": {"content": "<|im_start|>", "special": True}}
+
+#: name → (settings, files, added tokens of tokenizer.json, texts with their ids)
+OUTSIDE: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...], dict[str, int]]] = {
+    "additional": ({"additional_special_tokens": ["<new>", "<b>"]}, {}, (), {"<new>": 269, "<b>": 270}),
+    "extra-list": (
+        {"extra_special_tokens": ["<new>", {**SPECIAL, "content": "[c]"}]},
+        {},
+        ("<lamp>",),
+        {"<lamp>": 269, "<new>": 270, "[c]": 271},
+    ),
+    "extra-dict": ({"extra_special_tokens": {"image_token": "<new>"}}, {}, (), {"<new>": 269}),
+    "model-token": ({"image_token": "<new>"}, {}, ("<lamp>",), {"<new>": 270}),
+    "pad-by-hand": ({"pad_token": "<new>"}, {}, (), {"<new>": 269}),
+    "pad-is-a-word": ({"pad_token": "he"}, {}, (), {"he": 261}),
+    "map": (
+        {},
+        {"special_tokens_map": {"additional_special_tokens": ["<new>"], "bos_token": "<|pad|>"}},
+        (),
+        {"<new>": 269},
+    ),
+    "map-of-objects": (
+        {},
+        {"special_tokens_map": {"pad_token": {"content": "<new>", "normalized": True, "lstrip": False}}},
+        (),
+        {"<new>": 269},
+    ),
+    "decoder": (
+        {"added_tokens_decoder": {"300": {"content": "<new>", "special": False}, "299": {"content": "<b>"}}},
+        {},
+        (),
+        {"<b>": 269, "<new>": 270},
+    ),
+    "added-tokens-file": ({}, {"added_tokens": {"<new>": 269, "he": 261}}, (), {"<new>": 269, "he": 261}),
+    "added-tokens-file-and-named": (
+        {"additional_special_tokens": ["<new>"]},
+        {"added_tokens": {"<new>": 269}},
+        (),
+        {"<new>": 269},
+    ),
+    "stale-decoder": (
+        {"added_tokens_decoder": {**DECODER, "269": {"content": "<lamp>", "special": True}}},
+        {"special_tokens_map": {"pad_token": "<old>"}, "added_tokens": {"<older>": 269, "<lamp>": 2}},
+        ("<ship>", "<lamp>"),
+        {"<ship>": 269, "<lamp>": 270},
+    ),
+    "stale-added-tokens-file": (
+        {},
+        {"added_tokens": {"<old>": 269, "<lamp>": 2}},
+        ("<ship>", "<lamp>"),
+        {"<ship>": 269, "<lamp>": 270},
+    ),
+}
+
+
+def model(folder: Path, case: str) -> Path:
+    settings, files, added, _ = OUTSIDE[case]
+    content = tokenizer_json(SMOLLM, added)
+    base = checkpoint(folder, config(vocab_size=276), content, settings={**SETTINGS, **settings})
+    return write_files(base, **files)
+
+
+def failures(folder: Path, reference: Reference) -> list[tuple[str, str]]:
+    """(name, detail) of each check that a GGUF of the tokenizer in ``folder`` fails."""
+    gguf = GgufModel.open(write_vocabulary(folder)[0])
+    checks = [*check_tokens(gguf, reference), *check_specials(gguf, reference)]
+    return [(check.name, check.detail) for check in checks if isinstance(check, Check) and not check.passed]
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_a_token_named_outside_tokenizer_json_has_the_id_that_transformers_gives(tmp_path: Path, case: str) -> None:
+    base = model(tmp_path / "base", case)
+    ids = OUTSIDE[case][3]
+    out, written = write_vocabulary(base)
+    tokens = GgufFile.open(out).metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, GgufArray)
+    texts = tokens.values()
+    assert {text: texts.index(text) for text in ids} == ids
+    assert texts.count("<old>") + texts.count("<older>") == 0
+    assert not disagreements(out, base, [*ids, "<|im_end|>"])
+    assert written.notes == []
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_the_checker_accepts_the_token_and_refuses_a_file_without_it(tmp_path: Path, case: str) -> None:
+    base = model(tmp_path / "base", case)
+    reference = Reference.open(base, [])
+    assert failures(base, reference) == []
+    if "he" not in OUTSIDE[case][3]:
+        plain = checkpoint(tmp_path / "plain", config(vocab_size=276), tokenizer_json(SMOLLM))
+        assert "tokens" in [name for name, _ in failures(plain, reference)]
+
+
+def test_a_token_without_an_embedding_row_is_noted_and_left_out(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "pad_token": "<new>", "additional_special_tokens": ["<b>"]}
+    base = checkpoint(tmp_path / "base", config(vocab_size=270), tokenizer_json(SMOLLM), settings=settings)
+    out, written = write_vocabulary(base)
+    reason = "transformers gives the token the id 270, but the model has only 270 embedding rows"
+    assert written.notes == [f"added token '<b>': {reason}, so the GGUF lacks the token"]
+    assert failures(base, Reference.open(base, [])) == []
+    assert not disagreements(out, base, ["<new>"])
+
+
+def test_a_setting_for_an_end_token_does_not_count_beside_tokenizer_json(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "add_eos_token": True}
+    base = checkpoint(tmp_path / "base", config(), tokenizer_json(SMOLLM), settings=settings)
+    out, written = write_vocabulary(base)
+    assert not disagreements(out, base, ["<|im_end|>"])  # transformers adds no end token either
+    assert [note[:47] for note in written.notes] == ["tokenizer_config.json sets add_eos_token, but t"]
+    assert failures(base, Reference.open(base, [])) == []
