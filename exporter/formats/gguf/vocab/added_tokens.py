@@ -158,7 +158,7 @@ def _named(settings: Mapping[str, Any]) -> Iterator[AddedToken]:
 
 def _extra(settings: Mapping[str, Any], files: Mapping[str, Path]) -> Iterator[AddedToken]:
     """Yield the extra special tokens that ``settings`` lists. Their ids are not known yet."""
-    entries = next((settings[key] for key in _EXTRA if settings.get(key)), [])
+    entries: Any = next((settings[key] for key in _EXTRA if settings.get(key)), [])
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, str):
             yield AddedToken(-1, entry, special=True)
