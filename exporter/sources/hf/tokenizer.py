@@ -168,6 +168,12 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     return Tokenizer.open(path).content
 
 
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """Map each token of the file vocab.json at ``path`` to the token's id. Raises UnreadableFile."""
+    vocab: dict[str, int] = _decode_counted(path, msgspec.Raw(read_file(path)), path.name, dict[str, _Id])
+    return vocab
+
+
 def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
     """Decode the JSON fields ``names``.
 

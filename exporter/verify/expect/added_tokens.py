@@ -23,7 +23,7 @@ def loaded_tokens(files: Mapping[str, Path], content: Mapping[str, Any]) -> dict
     files: the tokenizer files by name. content: the parsed tokenizer.json.
     """
     tokens = added(content)
-    kwargs = special_settings(files)
+    kwargs = special_settings(files, content)
     named = _named(kwargs)
     extra = kwargs.get("extra_special_tokens")
     listed = [_flagged(entry) for entry in extra] if isinstance(extra, list) else []
@@ -43,13 +43,15 @@ def loaded_tokens(files: Mapping[str, Path], content: Mapping[str, Any]) -> dict
     return tokens
 
 
-def special_settings(files: Mapping[str, Path]) -> dict[str, Any]:
+def special_settings(files: Mapping[str, Path], content: Mapping[str, Any]) -> dict[str, Any]:
     """Return tokenizer_config.json after transformers has merged special_tokens_map.json into it.
+
+    A tokenizer class without a tokenizer.json (``content``) adds tokens with a role by default.
 
     Without added_tokens_decoder in tokenizer_config.json, every key of special_tokens_map.json replaces the same key of
     tokenizer_config.json, and lists of extra tokens are joined. With added_tokens_decoder, the map is not read.
     """
-    kwargs = settings(files)
+    kwargs = {**content.get("default_tokens", {}), **settings(files)}
     if kwargs.get("additional_special_tokens") is not None and not kwargs.get("extra_special_tokens"):
         kwargs["extra_special_tokens"] = kwargs.pop("additional_special_tokens")
     if "special_tokens_map.json" in files and "added_tokens_decoder" not in kwargs:

@@ -15,10 +15,11 @@ from typing import Any
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.tie import parameters_to_untie
 from exporter.sources.hf.tokenizer import read_tokenizer
+from exporter.sources.hf.vocabulary_files import read_vocabulary_files
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.places import HEAD, use_of
 from exporter.verify.expect.expected import Expected
-from exporter.verify.expect.files import tuned_files
+from exporter.verify.expect.files import settings, tuned_files
 from exporter.verify.expect.tables import grow_tables
 from exporter.verify.expect.tensors import expected, same_values
 
@@ -144,9 +145,15 @@ class Reference:
 
     @cached_property
     def tokenizer(self) -> Mapping[str, Any]:
-        """The parsed tokenizer.json of the tuned model, or {} if the tuned model has no tokenizer.json."""
-        path = self.tokenizer_file()
-        return read_tokenizer(path) if path else {}
+        """The parsed tokenizer.json of the tuned model, or vocab.json and merges.txt in the form of a tokenizer.json.
+
+        The dict is empty if the tuned model has none of the files, or has a tokenizer.model instead.
+        """
+        path, files = self.tokenizer_file(), self.auxiliary_files
+        if path or "tokenizer.model" in files:
+            return read_tokenizer(path) if path else {}
+        model_type = self.checkpoint.config.get("model_type")
+        return read_vocabulary_files(files, settings(files), model_type) or {}
 
     def tokenizer_file(self) -> Path | None:
         """Return the path of the tuned model's tokenizer.json, or None if the tuned model has no tokenizer.json."""

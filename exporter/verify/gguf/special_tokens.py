@@ -33,10 +33,9 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
     If the flags are correct, llama.cpp and transformers add the same special tokens to each text.
     """
     files = reference.auxiliary_files
-    path = files.get("tokenizer.json")
-    if path is None:
-        return
     content = reference.tokenizer
+    if not content:
+        return
     wanted = _wanted(reference, content)
     wrong = []
     for role, key in _KEYS.items():
@@ -46,7 +45,7 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
             wrong.append(f"{key}: expected {expected}, found {value}")
     for role in ("bos", "eos"):
         key = f"tokenizer.ggml.add_{role}_token"
-        want = _adds(path, content, settings(files), role, wanted[role])
+        want = _adds(reference.tokenizer_file(), content, settings(files), role, wanted[role])
         if _flag(gguf, role) != want:
             wrong.append(f"{key}: expected {want} (as in transformers), found {gguf.metadata.get(key)}")
     detail = wrong[0] if wrong else "special token ids and BOS/EOS flags match the tokenizer"
@@ -61,7 +60,7 @@ def _wanted(reference: Reference, content: Mapping[str, Any]) -> dict[str, list[
     define a token id for a role, the list contains only None, and the GGUF must omit the id.
     """
     files = reference.auxiliary_files
-    named = special_settings(files)
+    named = special_settings(files, content)
     vocab = content["model"].get("vocab")
     by_text = dict(vocab) if isinstance(vocab, dict) else {}
     by_text |= {token.text: token_id for token_id, token in loaded_tokens(files, content).items()}
@@ -100,11 +99,11 @@ def _last(processor: Any) -> str | None:
     return None
 
 
-def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], role: str, ids: list[Any]) -> bool:
+def _adds(path: Path | None, content: Mapping[str, Any], named: Mapping[str, Any], role: str, ids: list[Any]) -> bool:
     """Encode a text to determine whether the tokenizer adds the special token ``role`` (BOS or EOS) to every text."""
-    if content.get("post_processor") is None:
+    if path is None or content.get("post_processor") is None:
         # transformers drops the flags of tokenizer_config.json beside a tokenizer.json.
-        return path.name != "tokenizer.json" and named.get(f"add_{role}_token") is True
+        return path is None and named.get(f"add_{role}_token") is True and ids != [None]
     from tokenizers import Tokenizer  # a large library, imported only if needed
 
     encoded = Tokenizer.from_file(str(path)).encode("a").ids

@@ -55,10 +55,13 @@ def added_tokens(
     """Return the added tokens, sorted by id.
 
     content: the parsed tokenizer.json, or {} if the vocabulary is in tokenizer.model, whose added tokens keep the ids
-    that tokenizer_config.json and added_tokens.json state. settings: the parsed tokenizer_config.json.
+    that tokenizer_config.json and added_tokens.json state. Without any vocabulary, only the tokens with a stated id are
+    returned. settings: the parsed tokenizer_config.json.
     Raises UnreadableFile for entries that are not tokens.
     """
     listed = _listed(files, content)
+    if not content and "tokenizer.model" not in files:
+        return list(_stated(files, settings).values())
     stated = _stated(files, settings)
     named = list(_named(named_settings(files, settings)))
     roles = {token.text for token in named}

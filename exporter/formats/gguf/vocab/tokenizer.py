@@ -19,6 +19,7 @@ from exporter.formats.gguf.vocab.tokens import flag_notes, with_rows
 from exporter.formats.gguf.writer import Key
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.tokenizer import read_tokenizer
+from exporter.sources.hf.vocabulary_files import read_vocabulary_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,11 @@ def vocabulary(
     tokenizers, and UsageError if ``pre_tokenizer`` is given but the tokenizer is not a byte-level BPE.
     """
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
-    content = _content(files, where)
+    content = _content(files, where, settings, config.get("model_type"))
+    settings = {**content.get("default_tokens", {}), **settings}
     added, lost_notes = with_rows(added_tokens(files, content, settings), vocab)
-    sentencepiece = not content or _is_sentencepiece(files["tokenizer.json"], content)
+    path = files.get("tokenizer.json", files.get("vocab.json", where))
+    sentencepiece = not content or _is_sentencepiece(path, content)
     ids = {token.text: token.id for token in added}
     family = FAMILIES.get(str(config.get("model_type")))
     is_copied = family is not None and family.llama_cpp.copies_prefix_space
@@ -61,7 +64,7 @@ def vocabulary(
         ids = {**named, **ids}
     else:
         keys, notes, name = byte_level_keys(
-            files["tokenizer.json"],
+            path,
             content,
             added,
             vocab,
@@ -77,12 +80,16 @@ def vocabulary(
     return Vocabulary(keys, [*notes, *lost_notes, *flag_notes(added)])
 
 
-def _content(files: Mapping[str, Path], where: Path) -> Mapping[str, Any]:
-    """Return the parsed tokenizer.json, or {} if only tokenizer.model exists."""
+def _content(
+    files: Mapping[str, Path], where: Path, settings: Mapping[str, Any], model_type: object
+) -> Mapping[str, Any]:
+    """Return the parsed tokenizer.json, {} if the tokenizer is in tokenizer.model, or the content of vocab.json."""
     if path := files.get("tokenizer.json"):
         return read_tokenizer(path)
     if "tokenizer.model" in files:
         return {}
+    if content := read_vocabulary_files(files, settings, model_type):
+        return content
     raise UnreadableFile(where / "tokenizer.json", "a GGUF needs a tokenizer, but this file does not exist")
 
 

@@ -49,10 +49,7 @@ def disagreements(out: Path, folder: Path, tokens: Sequence[str]) -> dict[str, t
 
 
 def write_files(folder: Path, **files: Any) -> Path:
-    """Write ``files`` (name without .json → content, or a whole name → text) into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``files`` (name without .json → content) into ``folder``."""
     for name, content in files.items():
-        path = folder / (name if isinstance(content, str) else f"{name}.json")
-        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-        path.write_text(text, encoding="utf-8")
+        (folder / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     return folder

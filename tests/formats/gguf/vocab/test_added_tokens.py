@@ -1,12 +1,14 @@
-"""Tokens named outside tokenizer.json: transformers gives them ids, and llama.cpp reads the same ids from the file."""
+"""Tokens named outside tokenizer.json, and vocabularies in older files, as transformers and llama.cpp read them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exporter.errors import NotExpressible, UnreadableFile
 from exporter.sources.gguf.file import GgufFile
 from exporter.sources.gguf.header import GgufArray
 from exporter.sources.gguf.split_files import GgufModel
@@ -128,3 +130,44 @@ def test_a_setting_for_an_end_token_does_not_count_beside_tokenizer_json(tmp_pat
     assert not disagreements(out, base, ["<|im_end|>"])  # transformers adds no end token either
     assert [note[:47] for note in written.notes] == ["tokenizer_config.json sets add_eos_token, but t"]
     assert failures(base, Reference.open(base, [])) == []
+
+
+@pytest.mark.parametrize("flag", [None, "add_bos_token", "add_eos_token"])
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2TokenizerFast", "GPTNeoXTokenizer"])
+def test_a_vocabulary_in_two_files_is_read_as_transformers_reads_it(
+    tmp_path: Path, name: str, flag: str | None
+) -> None:
+    settings = {**SETTINGS, "tokenizer_class": name, "pad_token": "<pad>", **({flag: True} if flag else {})}
+    base = checkpoint(tmp_path / "base", config(vocab_size=276), tokenizer_json(SMOLLM), settings=settings)
+    two_files(base, added_tokens={"<lamp>": 269, "<ship>": 270})
+    out, written = write_vocabulary(base)
+    assert not disagreements(out, base, ["<lamp>", "<ship>", "<pad>", "<|im_end|>"])
+    assert [note for note in written.notes if "NFC" not in note] == []
+    reference = Reference.open(base, [])
+    assert failures(base, reference) == []
+    (base / "merges.txt").write_text("h e\n")
+    assert [name for name, _ in failures(base, reference)] == ["merges"]
+
+
+def test_a_vocabulary_in_two_files_of_an_unknown_class_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "tokenizer_class": "BlenderbotTokenizer"}
+    base = two_files(checkpoint(tmp_path / "base", config(), tokenizer_json(SMOLLM), settings=settings))
+    with pytest.raises(NotExpressible, match=r"found BlenderbotTokenizer.*AutoTokenizer") as caught:
+        write_vocabulary(base)
+    assert str(base / "vocab.json") in str(caught.value)
+
+
+def test_a_broken_list_of_merges_is_refused_with_its_line(tmp_path: Path) -> None:
+    base = two_files(checkpoint(tmp_path / "base", config(model_type="qwen2"), tokenizer_json(SMOLLM)))
+    (base / "merges.txt").write_text("#version: 0.2\nh e\nx\n")
+    with pytest.raises(UnreadableFile, match=r"merges\.txt: line 3: expected two tokens"):
+        write_vocabulary(base)
+
+
+def two_files(base: Path, **files: Any) -> Path:
+    """Replace tokenizer.json by vocab.json and merges.txt, as older tokenizers are saved."""
+    model = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (base / "tokenizer.json").unlink()
+    merges = "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in model["merges"])
+    (base / "merges.txt").write_text(merges, encoding="utf-8")
+    return write_files(base, vocab=model["vocab"], **files)
