@@ -50,6 +50,7 @@ LAYERS = (
     "exporter.families.config",
     "exporter.families.building_blocks",
     "exporter.families.rms_norm",
+    "exporter.families.llama_like",
     "exporter.families.layer_norm",
     "exporter.families",
     "exporter.formats",

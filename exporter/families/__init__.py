@@ -11,6 +11,7 @@ from typing import Any, Final
 from exporter.errors import NotExpressible
 from exporter.families.family import Family
 from exporter.families.layer_norm import cohere, gpt2, gpt_neox, stablelm, starcoder2
+from exporter.families.llama_like import adjacent_pairs, arcee, ministral3, seed_oss
 from exporter.families.rms_norm import gemma, granite, llama, mistral, olmo2, phi3, qwen, smollm3
 from exporter.families.spec import DecoderSpec
 
@@ -35,6 +36,10 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
     cohere.FAMILY,
     stablelm.FAMILY,
     smollm3.FAMILY,
+    seed_oss.FAMILY,
+    arcee.FAMILY,
+    *adjacent_pairs.FAMILIES,
+    ministral3.FAMILY,
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from exporter.errors import BadInput, NotExpressible
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
 
 #: Hugging Face's names of the supported activations. Source: transformers.activations.ACT2FN.
 _ACTIVATIONS: Final[Mapping[str, Activation]] = {
@@ -20,6 +20,7 @@ _ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "relu2": "relu2",
 }
 #: Limits far above those of any real model, so that a broken config cannot fill memory with tensor names.
 _MAX_LAYERS: Final = 10_000

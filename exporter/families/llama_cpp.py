@@ -7,8 +7,8 @@ build_arch_graph of each architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from exporter.families.spec import DecoderSpec, Role
@@ -36,8 +36,9 @@ class Architecture:
     must or must not contain an untied LM head. biases: the linear layers that may have a bias. needed: the linear
     layers that must have a bias. scalings: the supported rope types. square: whether the number of heads times the head
     width must equal the hidden size. copies_prefix_space: whether the converter copies the tokenizer's
-    add_prefix_space. logit_scale_divides: whether the metadata key contains the inverse of the logit scale. check: a
-    function that compares a decoder with further hard-coded values and returns a reason for refusal, or None.
+    add_prefix_space. logit_scale_divides: whether the metadata key contains the inverse of the logit scale. renamed:
+    the tensor names of the roles whose tensors have a different name in this architecture than in most architectures.
+    check: a function that compares a decoder with further hard-coded values and returns a reason for refusal, or None.
     """
 
     name: str
@@ -51,4 +52,5 @@ class Architecture:
     square: bool = False
     copies_prefix_space: bool = False
     logit_scale_divides: bool = False
+    renamed: Mapping[Role, str] = field(default_factory=dict)
     check: Check = lambda spec: None

@@ -107,7 +107,8 @@ class Attention:
     queries, then all keys, then all values. "heads" means a joint matrix with the query, key and value rows of the
     first head, then of the second head, and so on. windowed: the layers in which a query attends only to the last
     ``window`` positions, including the query's own position. softcap: if set to c, each score becomes c * tanh(score /
-    c).
+    c). log_growth: if set to b, the query at position p is multiplied by 1 + b * log(1 + floor(p / n)), where n is the
+    context length before rope scaling.
     """
 
     heads: int
@@ -119,6 +120,7 @@ class Attention:
     window: int | None = None
     windowed: frozenset[int] = frozenset()
     softcap: float | None = None
+    log_growth: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +128,11 @@ class Mlp:
     """An MLP that computes down(activation(gate(x)) * up(x)), or down(activation(up(x))) if not ``gated``.
 
     A tensor with the role GATE_UP contains the rows of the gate matrix followed by the rows of the up matrix. The
-    activation "gelu" is the exact GELU with the error function.
+    activation "gelu" is the exact GELU with the error function, and "relu2" is the square of ReLU.
     """
 
     inner: int
-    activation: Literal["silu", "gelu", "gelu_tanh"]
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu2"]
     gated: bool = True
 
 

@@ -48,8 +48,11 @@ PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r", "granite": "
 _VARIABLE_KEYS = ("general.name", "general.basename", "general.finetune", "general.version", "general.description")
 
 _BYTE_LEVEL = """
-import conversion.gemma, conversion.phi
-for kind in (conversion.gemma.GemmaModel, conversion.gemma.Gemma2Model, conversion.phi.Phi3MiniModel):
+import conversion.ernie, conversion.gemma, conversion.phi
+for kind in (
+    conversion.gemma.GemmaModel, conversion.gemma.Gemma2Model, conversion.phi.Phi3MiniModel,
+    conversion.ernie.Ernie4_5Model,
+):
     kind.set_vocab = conversion.base.TextModel._set_vocab_gpt2
 """
 _ROTARY = """
@@ -64,6 +67,12 @@ def modify_tensors(self, *args):
     yield from made or ()
 conversion.stablelm.StableLMModel.modify_tensors = modify_tensors
 """
+_HELIUM = """
+import conversion.llama
+conversion.llama.LlamaModel.undo_permute = False
+conversion.TEXT_MODEL_MAP["HeliumForCausalLM"] = "llama"
+conversion.base.ModelBase.register("HeliumForCausalLM")(conversion.llama.LlamaModel)
+"""
 _TOKENIZER = (
     "the tiny model has a byte-level tokenizer, and for this family the converter reads SentencePiece's file only"
 )
@@ -74,6 +83,8 @@ CHANGES = {
     "phi_mini": (_BYTE_LEVEL, _TOKENIZER),
     "phi4_mini": (_BYTE_LEVEL, _TOKENIZER),
     "gpt_neox": (_ROTARY, "it reads rotary_pct, which transformers 5 moves into the rope parameters, and fails"),
+    "ernie4_5": (_BYTE_LEVEL, _TOKENIZER),
+    "helium": (_HELIUM, "it does not know Helium, which is Llama with queries and keys in llama.cpp's order"),
     "stablelm_12b": (_NORM_STACKS, "it returns the stacked norms from a generator instead of yielding them, and fails"),
 }
 

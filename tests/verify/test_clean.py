@@ -1,4 +1,7 @@
-"""No check fails on a sound artifact: all families, formats and precisions, with weights and rows of three seeds."""
+"""No check fails on a sound artifact: all families, formats and precisions, with weights and rows of three seeds.
+
+Families that differ from older ones in single properties are checked with one seed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.run import verify
 from fixtures import adapters
 from fixtures.models import families
+from fixtures.models.related_families import RELATED
 from tests.support.trained import TRAINED_IDS
 from tests.verify.subjects import make
 
@@ -37,7 +41,7 @@ def tuned(family: str, seed: int, out: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_sound_artifacts_pass_without_running_a_model(family: str, tmp_path: Path) -> None:
-    for seed in SEEDS:
+    for seed in SEEDS[:1] if family in RELATED else SEEDS:
         base, rows = tuned(family, seed, tmp_path / str(seed))
         for name, arguments in ARTIFACTS.items():
             subject = make(base, rows, tmp_path / str(seed) / name, *(arguments or ["--to", "hf"]))

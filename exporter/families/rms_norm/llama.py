@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from exporter.families.building_blocks import ATTENTION_BIASES, LAYER, MLP_BIASES, heads, naming_scheme, rope
-from exporter.families.config import Settings
+from exporter.families.config import Activation, Settings
 from exporter.families.family import Family
 from exporter.families.llama_cpp import LLAMA_KEYS, MOST_LINEARS, Architecture
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
@@ -29,13 +29,16 @@ def like_llama(
     *,
     max_positions: int = 2048,
     theta: float = 10000.0,
+    eps: float = 1e-6,
+    activation: Activation = "silu",
     layer: Mapping[str, Role] = LAYER,
     biases: Collection[Role] = (),
     optional: Collection[Role] = (),
 ) -> DecoderSpec:
     """Return a DecoderSpec with Llama's architecture.
 
-    max_positions, theta: the default values in the family's config class.
+    max_positions, theta, eps: the default values in the family's config class. activation: the default activation of
+    the MLP, which is the only supported one. The MLP has a gate if ``layer`` contains one.
     """
     settings = Settings(config)
     count, kv_heads, head_dim = heads(settings)
@@ -46,12 +49,13 @@ def like_llama(
         hidden=settings.integer("hidden_size"),
         layers=layers,
         max_positions=settings.integer("max_position_embeddings", max_positions),
-        norm=Norm(type="rms", eps=settings.number("rms_norm_eps", 1e-6)),
+        norm=Norm(type="rms", eps=settings.number("rms_norm_eps", eps)),
         rope=rope(family, config, head_dim, theta=theta),
         attention=Attention(heads=count, kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5),
         mlp=Mlp(
             inner=settings.integer("intermediate_size"),
-            activation=settings.activation(family, "hidden_act", "silu", {"silu"}),
+            activation=settings.activation(family, "hidden_act", activation, {activation}),
+            gated=not {Role.GATE, Role.GATE_UP}.isdisjoint(layer.values()),
         ),
         naming_schemes=(naming_scheme(layers, layer, biases=biases, optional=optional),),
     )

@@ -42,7 +42,7 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
     rope_type = (rope.scaling or {}).get("rope_type") if rope else None
     if rope_type is not None and rope_type not in row.scalings:
         return f"llama.cpp does not support rope type {rope_type!r} for this architecture"
-    if rope and rope_type == "yarn" and (odd := _odd_yarn(rope)):
+    if rope and rope_type == "yarn" and (odd := _odd_yarn(rope, row)):
         return f"YaRN parameter {odd}: llama.cpp supports only the default attention scaling of transformers"
     width = spec.hidden // attention.heads
     if row.head_length == "never" and attention.head_dim != width:
@@ -60,7 +60,7 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
     return row.check(spec)
 
 
-def _odd_yarn(rope: Rope) -> str | None:
+def _odd_yarn(rope: Rope, row: Architecture) -> str | None:
     """Return the first YaRN parameter in the config that llama.cpp and transformers apply differently, or None.
 
     A parameter counts as applied differently if it causes a KL divergence of 0.03 or more between the outputs of
@@ -70,7 +70,11 @@ def _odd_yarn(rope: Rope) -> str | None:
     given = [
         name for name in ("attention_factor", "attn_factor", "extrapolation_factor") if table.get(name) is not None
     ]
-    if table.get("mscale") and table.get("mscale_all_dim"):
+    if "rope.scaling.yarn_log_multiplier" in row.keys:
+        # llama.cpp reads mscale_all_dim for this architecture, and assumes that mscale is 1.
+        if table.get("mscale_all_dim") and table.get("mscale") != 1:
+            given.append("mscale")
+    elif table.get("mscale") and table.get("mscale_all_dim"):
         given.append("mscale")
     if table.get("truncate") is False:
         given.append("truncate")

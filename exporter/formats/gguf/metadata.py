@@ -125,6 +125,7 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
         "attn_logit_softcapping": attention.softcap,
         "final_logit_softcapping": spec.logit_softcap,
         "attention.scale": attention.scale,
+        "attention.temperature_scale": attention.log_growth,
         "embedding_scale": spec.embed_scale,
         "residual_scale": spec.residual_scale,
         "logit_scale": 1 / spec.logit_scale if row.logit_scale_divides else spec.logit_scale,
@@ -135,6 +136,7 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
     out["use_parallel_residual"] = [writer.truth(f"{arch}.use_parallel_residual", spec.parallel)]
     out["rope.scaling.type"] = [writer.text(f"{arch}.rope.scaling.type", "none")]
     out["rope.scaling"] = _scaling(arch, spec)
+    out["rope.scaling.yarn_log_multiplier"] = _log_multiplier(arch, spec)
     out["file_type"] = [writer.u32("general.file_type", NATIVE_FILE_TYPES[file_type])]
     return out
 
@@ -157,6 +159,11 @@ def _scaling(arch: str, spec: DecoderSpec) -> list[Key]:
         if scaling.table.get(name) is not None:
             keys.append(writer.f32(f"{prefix}.{target}", scaling.number(name)))
     return keys
+
+
+def _log_multiplier(arch: str, spec: DecoderSpec) -> list[Key]:
+    value = ((spec.rope.scaling if spec.rope else None) or {}).get("mscale_all_dim")
+    return [] if value is None else [writer.f32(f"{arch}.rope.scaling.yarn_log_multiplier", value)]
 
 
 def _long_rope(arch: str, spec: DecoderSpec) -> list[Key]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from exporter.families.llama_cpp import Architecture
 from exporter.families.spec import Role, Slot
 
 _OUTSIDE: Final[Mapping[Role, str]] = {
@@ -39,12 +40,12 @@ _LAYER: Final[Mapping[Role, str]] = {
 }
 
 
-def tensor_name(slot: Slot) -> str:
-    """Return llama.cpp's name for the tensor of ``slot``, which gives the tensor's role and layer.
+def tensor_name(slot: Slot, row: Architecture) -> str:
+    """Return the name of the tensor of ``slot``, which gives role and layer, in llama.cpp's architecture ``row``.
 
     llama.cpp stores the matrices of all experts as one stacked tensor, so the name returned for an expert's matrix is
     the name of the stacked tensor.
     """
     if slot.layer is None:
         return f"{_OUTSIDE[slot.role]}.{slot.parameter}"
-    return f"blk.{slot.layer}.{_LAYER[slot.role]}.{slot.parameter}"
+    return f"blk.{slot.layer}.{row.renamed.get(slot.role, _LAYER[slot.role])}.{slot.parameter}"

@@ -184,7 +184,7 @@ def _planned(
     shape = tensor.spec.shape if len(names) == 1 else (len(names), *stored.shape)
     tensor_type = native_type(ftype, slot, shape)
     rule = "copied" if tensor_type == stored.dtype else f"{stored.dtype} to {tensor_type}"
-    return PlannedTensor(TensorEntry(tensor_name(slot), tensor_type, shape), rule + change, tuple(names), tensor)
+    return PlannedTensor(TensorEntry(tensor_name(slot, row), tensor_type, shape), rule + change, tuple(names), tensor)
 
 
 def _view(

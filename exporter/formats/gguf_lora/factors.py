@@ -112,7 +112,7 @@ def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
             "gguf-lora", f"an adapter changes {min(unplaced)}, but a GGUF of this model does not contain this tensor"
         )
     pairs = {
-        tensor_name(slot): _pair(merge, name, *changed[name], slot, spec, row, alpha)
+        tensor_name(slot, row): _pair(merge, name, *changed[name], slot, spec, row, alpha)
         for name, slot in kept.items()
         if name in changed
     }

@@ -90,6 +90,8 @@ def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]
         numbers["rope.scaling.original_context_length"] = original
     if rope_type == "yarn":
         numbers |= {f"rope.scaling.yarn_{key}": table[key] for key in ("beta_fast", "beta_slow") if table.get(key)}
+        numbers["rope.scaling.yarn_log_multiplier"] = table.get("mscale_all_dim")
+        numbers["attention.temperature_scale"] = table.get("llama_4_scaling_beta")
     if rope_type == "longrope" and isinstance(context, int) and context > 1:
         numbers["rope.scaling.attn_factor"] = _attention_factor(table, context, original or context)
     return numbers

@@ -39,9 +39,16 @@ ARCHITECTURES: Final = {
     "cohere": "command-r",
     "stablelm": "stablelm",
     "smollm3": "smollm3",
+    "seed_oss": "seed_oss",
+    "arcee": "arcee",
+    "ernie4_5": "ernie4_5",
+    "helium": "llama",
+    "ministral3": "mistral3",
 }
 #: Architectures with interleaved queries and keys.
-_INTERLEAVED: Final = frozenset({"llama", "granite", "smollm3"})
+_INTERLEAVED: Final = frozenset({"llama", "granite", "smollm3", "arcee", "mistral3"})
+#: Model types whose checkpoints already contain the queries and keys in interleaved order.
+_STORED_INTERLEAVED: Final = frozenset({"helium"})
 _ONE_ADDED: Final = frozenset({"gemma", "gemma2", "gemma3"})
 #: GPT-2 stores the weights of its linear layers as (in, out).
 _TRANSPOSED: Final = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
@@ -91,9 +98,10 @@ def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | No
     part = re.sub(r"^blk\.\d+\.", "", name)
     numbers = hyperparameters(config)
     heads = numbers.get("attention.head_count")
-    if arch in _INTERLEAVED and part in ("attn_q.weight", "attn_q.bias"):
+    interleaved = arch in _INTERLEAVED and config.get("model_type") not in _STORED_INTERLEAVED
+    if interleaved and part in ("attn_q.weight", "attn_q.bias"):
         return _interleave(heads)
-    if arch in _INTERLEAVED and part in ("attn_k.weight", "attn_k.bias"):
+    if interleaved and part in ("attn_k.weight", "attn_k.bias"):
         return _interleave(numbers.get("attention.head_count_kv") or heads)
     if arch == "gpt2" and part in _TRANSPOSED:
         return lambda value: value.T

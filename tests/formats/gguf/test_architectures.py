@@ -18,6 +18,7 @@ from tests.formats.gguf.conftest import merged
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+GROWING = {"type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1}
 GEMMA = {"query_pre_attn_scalar": 8, "head_dim": 8}
 
 
@@ -48,6 +49,7 @@ def spec_of(model_type: str, **settings: Any) -> DecoderSpec:
         ),
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "YaRN parameter truncate"),
         ("llama", {"rope_scaling": {"type": "yarn", "mscale": 0.7, "mscale_all_dim": 1}}, "YaRN parameter mscale"),
+        ("ministral3", {"rope_scaling": {**GROWING, "mscale": 0.7, "mscale_all_dim": 1}}, "YaRN parameter mscale"),
     ],
 )
 def test_a_config_that_llama_cpp_cannot_represent_is_refused(
@@ -92,6 +94,7 @@ def test_an_untied_gemma_stops_the_plan(tmp_path: Path) -> None:
         ("qwen3", {"attention_bias": True}, "qwen3: this model has a bias for self_attn.o_proj"),
         ("starcoder2", {"use_bias": False}, "starcoder2: this model has no bias for mlp.down_proj"),
         ("gpt_neox", {"attention_bias": False}, "gptneox: this model has no bias for self_attn.o_proj"),
+        ("seed_oss", {"attention_out_bias": True}, "seed_oss: this model has a bias for self_attn.o_proj"),
     ],
 )
 def test_biases_that_do_not_fit_llama_cpp_are_refused(

@@ -66,7 +66,7 @@ class Attention:
             q, k, v = self.modules.split(linear(Role.QKV, layer, x), sizes)
         else:
             q, k, v = (linear(role, layer, x) for role in (Role.Q, Role.K, Role.V))
-        return self._normed(Role.Q_NORM, layer, q), self._normed(Role.K_NORM, layer, k), v
+        return self._grown(self._normed(Role.Q_NORM, layer, q), layer), self._normed(Role.K_NORM, layer, k), v
 
     def _rotated(
         self, layer: int, at: str, q: ir.Value, k: ir.Value, v: ir.Value
@@ -92,6 +92,26 @@ class Attention:
             x = make.op("LayerNormalization", [x, ones], f"{name}.unscaled", axis=-1, epsilon=self.spec.norm.eps)
             x = make.op("Mul", [x, make.weight(f"{name}.weight")], name)
         return make.op("Reshape", [x, make.constant(0, 0, heads * width)], f"{name}.joined")
+
+    def _grown(self, q: ir.Value, layer: int) -> ir.Value:
+        """Multiply the queries ``q`` by a factor that grows with the position, if the decoder has such a factor."""
+        if self.attention.log_growth is None:
+            return q
+        return self.make.op("Mul", [q, self._growth], f"layers.{layer}.self_attn.q_grown")
+
+    @cached_property
+    def _growth(self) -> ir.Value:
+        """Return the factors [B, S, 1] that multiply the queries at the token positions in a call of the graph."""
+        make, rope, at = self.make, self.spec.rope, "growth"
+        assert rope is not None
+        periods = make.constant(rope.original_positions or self.spec.max_positions, scalar=True)
+        periods = make.op("Div", [self.inputs.position_ids, periods], f"{at}.periods")
+        x = make.op("Cast", [periods], f"{at}.periods.float", to=int(make.floats))
+        x = make.op("Log", [make.op("Add", [x, make.number(1.0)], f"{at}.shifted")], f"{at}.log")
+        x = make.op("Mul", [x, make.number(self.attention.log_growth or 0.0)], f"{at}.scaled")
+        return make.op(
+            "Unsqueeze", [make.op("Add", [x, make.number(1.0)], f"{at}.factor"), make.constant(2)], f"{at}.column"
+        )
 
     def _rotate(self, x: ir.Value, layer: int, heads: int, name: str) -> ir.Value:
         rope = self.spec.rope

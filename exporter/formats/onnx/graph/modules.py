@@ -81,6 +81,9 @@ class Modules:
         make, activation = self.make, self.spec.mlp.activation
         if activation == "silu":
             return make.op("Mul", [x, make.op("Sigmoid", [x], f"{at}.act_fn.sigmoid")], f"{at}.act_fn")
+        if activation == "relu2":
+            positive = make.op("Relu", [x], f"{at}.act_fn.relu")
+            return make.op("Mul", [positive, positive], f"{at}.act_fn")
         return make.op("Gelu", [x], f"{at}.act_fn", approximate="tanh" if activation == "gelu_tanh" else "none")
 
     def _bias(self, name: str) -> list[ir.Value]:
