@@ -32,6 +32,11 @@ def read_object(path: Path, *, max_nbytes: int = MAX_CONFIG_BYTES) -> dict[str, 
     return parse_object(path, read_file(path, max_nbytes=max_nbytes), what=path.name)
 
 
+def as_json(value: object) -> bytes:
+    """Serialise JSON like transformers' configs: two-space indentation, keys in insertion order, a final newline."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
     """Parse the JSON object in ``text``.
 

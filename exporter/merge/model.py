@@ -113,7 +113,9 @@ class MergedModel:
     path: path of the base checkpoint, for error messages. config: content of config.json after merging. tie: whether
     and how embedding and head are tied after merging. tensors: all tensors to write, in the order of the base
     checkpoint's shards. shards: maps the name of each tensor to the file name of its shard. files: maps the name of
-    each auxiliary file that is copied unchanged to the path of the file. generation_config: content of
+    each auxiliary file that is copied unchanged to the path of the file. templates: dict from name to text of each chat
+    template that transformers uses. rewritten: contents of auxiliary files that are not copied, by file name, which
+    replace files of the same name in ``files``. generation_config: content of
     generation_config.json after merging, or {} if the file does not exist. The map ``files`` does not contain
     generation_config.json if merging changes that file. origins: hub repositories and commits of the inputs.
     embedding_digest: a function that reads the base model's embedding and returns its SHA-256 digest. adapters_digest:
@@ -126,6 +128,8 @@ class MergedModel:
     tensors: Mapping[str, FileTensor | MergedTensor]
     shards: Mapping[str, str]
     files: Mapping[str, Path]
+    templates: Mapping[str, str]
+    rewritten: Mapping[str, bytes]
     generation_config: Mapping[str, Any]
     origins: Mapping[str, str]
     embedding_digest: Callable[[], str]

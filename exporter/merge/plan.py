@@ -21,9 +21,10 @@ from exporter.merge.model import MergedModel, MergedTensor
 from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
 from exporter.merge.tying import Resolved, resolve, untied_config
 from exporter.merge.updates import bias_of, check_update, is_transposed, terms
-from exporter.merge.vocabulary.files import merge_auxiliary_files
+from exporter.merge.vocabulary.files import adapter_files, merge_auxiliary_files
 from exporter.merge.vocabulary.special_ids import follow, generation_config
 from exporter.merge.vocabulary.tables import grown_tables, growth, padded
+from exporter.merge.vocabulary.templates import merged_templates
 from exporter.merge.vocabulary.tokens import rows_after, vocabulary
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.quantised import quantiser_floats
@@ -45,9 +46,10 @@ class MergePlan:
 
     sources: maps the name of each output tensor to the pair (name of the base tensor to change, changes). tie: whether
     and how embedding and head are tied after merging. vocab: number of rows of the merged embedding. files: auxiliary
-    files to copy unchanged. moved_ids: {special token whose id changes: (id in the base model, id after merging)}.
-    origins: hub repositories and commits of the inputs, for provenance. warnings: messages for the user, for example
-    about adapter tensors without effect. tokenizer: the merged tokenizer, so that the vocabulary is decoded only once.
+    files to copy unchanged. templates, rewritten: as in MergedModel. moved_ids: {special token whose id changes: (id in
+    the base model, id after merging)}. origins: hub repositories and commits of the inputs, for provenance. warnings:
+    messages for the user, for example about adapter tensors without effect. tokenizer: the merged tokenizer, so that
+    the vocabulary is decoded only once.
     """
 
     checkpoint: Checkpoint
@@ -57,6 +59,8 @@ class MergePlan:
     sources: Mapping[str, tuple[str, Change]]
     vocab: int
     files: Mapping[str, Path]
+    templates: Mapping[str, str]
+    rewritten: Mapping[str, bytes]
     generation_config: Mapping[str, Any]
     moved_ids: Mapping[str, tuple[int | None, int]]
     tokenizer: Tokenizer | None
@@ -91,6 +95,8 @@ class MergePlan:
             tensors,
             shards,
             self.files,
+            self.templates,
+            self.rewritten,
             self.generation_config,
             self.origins,
             lambda: self.checkpoint.embedding_digest,
@@ -187,6 +193,7 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
         sources,
         vocab,
         files,
+        *merged_templates(checkpoint.auxiliary_files, adapter_files(adapters), files),
         generation,
         moved,
         tokenizer,

@@ -117,6 +117,7 @@ def plan_gguf(
         where=model.path,
         pre_tokenizer=pre_tokenizer,
         generation=model.generation_config,
+        templates=model.templates,
     )
     keys = _keys(model, spec, row, ftype, [tensor.entry for tensor in tensors], tokens.keys)
     return GgufLayout(model, ftype, keys, tensors, dropped, [*tokens.notes, *notes(spec, row)])

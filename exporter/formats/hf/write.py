@@ -7,7 +7,6 @@ with changed tensors contains the provenance (base model, adapters, …).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from exporter.io.files import read_file
+from exporter.io.json_objects import as_json
 from exporter.io.output import OutputFile
 from exporter.io.staging import write_file
 from exporter.merge.model import MergedModel
@@ -140,7 +140,10 @@ def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
     if model.generation_config and GENERATION_CONFIG not in model.files:
         write_file(out / GENERATION_CONFIG, as_json(model.generation_config))
     for name, path in sorted(model.files.items()):
-        write_file(out / name, read_file(path))
+        if name not in model.rewritten:
+            write_file(out / name, read_file(path))
+    for name, content in sorted(model.rewritten.items()):
+        write_file(out / name, content)
 
 
 def _write_shard(
@@ -160,8 +163,3 @@ def _write_shard(
 
 def _metadata(provenance: Mapping[str, str]) -> dict[str, str]:
     return _METADATA | {f"ttexport.{key}": value for key, value in sorted(provenance.items())}
-
-
-def as_json(value: object) -> bytes:
-    """Serialise JSON like transformers' configs: two-space indentation, keys in insertion order, a final newline."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

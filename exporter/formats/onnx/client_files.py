@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from exporter.errors import UnreadableFile
 from exporter.families.spec import DecoderSpec
-from exporter.formats.hf.write import as_json
 from exporter.formats.onnx.weights.precision import PRECISIONS, Precision
 from exporter.io.files import read_file
-from exporter.io.json_objects import read_object
+from exporter.io.json_objects import as_json, read_object
 from exporter.merge.model import MergedModel
-from exporter.sources.hf.checkpoint import GENERATION_CONFIG
-
-_TEMPLATE: Final = "chat_template.jinja"
-_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+from exporter.merge.vocabulary.templates import DEFAULT, read_template, template_files
+from exporter.sources.hf.checkpoint import GENERATION_CONFIG, TOKENIZER_CONFIG
 
 
 def client_files(
@@ -35,7 +31,7 @@ def client_files(
     whether the graph accepts a preallocated KV cache with room for more tokens than are cached. Raises UnreadableFile
     if a config or tokenizer file of the checkpoint cannot be read.
     """
-    files = auxiliary_contents(model.files)
+    files = auxiliary_contents(model.files, model.templates, model.rewritten)
     files["config.json"] = as_json(_config(model.config, precisions))
     if model.generation_config:
         files.setdefault(GENERATION_CONFIG, as_json(model.generation_config))
@@ -45,12 +41,34 @@ def client_files(
     return files
 
 
-def auxiliary_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """Read config and tokenizer files, and adapt the chat template to the ONNX clients. files: maps names to paths.
+def auxiliary_contents(
+    files: Mapping[str, Path], templates: Mapping[str, str], rewritten: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """Read the auxiliary files (a dict of name → path), and adapt the file contents to the ONNX clients.
 
-    Raises UnreadableFile if a file cannot be read.
+    templates: dict from name to text of each chat template. rewritten: contents that replace files, by file name.
+    Raises UnreadableFile, and NotExpressible if the name of a chat template cannot be a file name.
     """
-    return {name: read_file(path) for name, path in files.items()} | _chat_template(files)
+    contents = {name: read_file(path) for name, path in files.items()} | dict(rewritten)
+    if not templates:
+        return contents
+    # onnxruntime-genai reads the template from the .jinja file, and transformers.js from tokenizer_config.json.
+    for name, content in template_files(templates).items():
+        if name not in files or read_template(files[name]).encode() != content:
+            contents[name] = content
+    if path := files.get(TOKENIZER_CONFIG):
+        config = read_object(path)
+        stated = _as_setting(templates)
+        if config.get("chat_template") != stated:
+            contents[TOKENIZER_CONFIG] = as_json({**config, "chat_template": stated})
+    return contents
+
+
+def _as_setting(templates: Mapping[str, str]) -> str | list[dict[str, str]]:
+    """Return the value of the key ``chat_template`` in tokenizer_config.json: a text, or a list of named texts."""
+    if templates.keys() == {DEFAULT}:
+        return templates[DEFAULT]
+    return [{"name": name, "template": text} for name, text in templates.items()]
 
 
 def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[str, Any]:
@@ -63,36 +81,6 @@ def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[
     if halves := {precision.js_dtype: "float16" for precision in precisions if precision.floats == "F16"}:
         table["kv_cache_dtype"] = halves
     return {**config, "transformers.js_config": table}
-
-
-def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """Write the chat template to tokenizer_config.json for transformers.js and to a .jinja file for onnxruntime-genai.
-
-    If the base model has a chat template in tokenizer_config.json and another in a .jinja file, the template in the
-    .jinja file is used, as in transformers.
-    """
-    config_path, template_path = files.get(_TOKENIZER_CONFIG), files.get(_TEMPLATE)
-    config = read_object(config_path) if config_path else {}
-    if template_path is None:
-        template = _default_template(config.get("chat_template"))
-        return {} if template is None else {_TEMPLATE: template.encode()}
-    try:
-        template = read_file(template_path).decode()
-    except UnicodeDecodeError as exc:
-        raise UnreadableFile(
-            template_path, f"expected text in UTF-8, found {exc.reason} at offset {exc.start}"
-        ) from exc
-    if config_path is None or config.get("chat_template") == template:
-        return {}
-    return {_TOKENIZER_CONFIG: as_json({**config, "chat_template": template})}
-
-
-def _default_template(value: object) -> str | None:
-    """Return the default chat template of a tokenizer config that contains a single template or named templates."""
-    if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
 
 
 def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:

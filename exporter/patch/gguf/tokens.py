@@ -21,6 +21,7 @@ from exporter.formats.gguf.vocab.tokens import ADDED_SCORE, PADDING_SCORE, with_
 from exporter.formats.gguf.writer import Key
 from exporter.io.json_objects import read_object
 from exporter.merge.vocabulary.files import adapter_files
+from exporter.merge.vocabulary.templates import chat_templates
 from exporter.patch.gguf.header import number_array, with_value
 from exporter.patch.gguf.vocab_tensors import EMBEDDING, HEAD
 from exporter.patch.rows import RowEdits, patched_vocab
@@ -80,7 +81,7 @@ def patch_vocabulary(
     specials: list[Key] = []
     if files and (tokenizer_model := model.metadata.get("tokenizer.ggml.model")) in _MODELS:
         specials, _ = special_keys(files, ({}, {}), content, settings, ids, size, tokenizer_model)
-        specials += template_keys(files, settings)
+        specials += template_keys(chat_templates(files) or {})
     # The settings for a first or last token of every text stay, because the tokenizer's files alone do not determine
     # these settings.
     changes += [key for key in specials if not key.name.startswith("tokenizer.ggml.add_") and keys.get(key.name) != key]

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.formats.hf.write import as_json
 from exporter.formats.onnx.client_files import auxiliary_contents, genai_ids
 from exporter.io.files import read_file
-from exporter.io.json_objects import read_object
+from exporter.io.json_objects import as_json, read_object
 from exporter.merge.vocabulary.files import adapter_files, merge_auxiliary_files
 from exporter.merge.vocabulary.special_ids import follow, generation_config
+from exporter.merge.vocabulary.templates import merged_templates
 from exporter.sources.hf.checkpoint import GENERATION_CONFIG, auxiliary_files
 from exporter.sources.peft.adapter import Adapter
 
@@ -38,7 +38,8 @@ def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) 
     contents: dict[str, bytes | None] = {}
     generation, moved = generation_config(base, merged)
     if adapter_files(adapters):
-        contents |= dict.fromkeys(base) | auxiliary_contents(merged)
+        templates = merged_templates(base, adapter_files(adapters), merged)
+        contents |= dict.fromkeys(base) | auxiliary_contents(merged, *templates)
     if generation and GENERATION_CONFIG not in merged:
         contents[GENERATION_CONFIG] = as_json(generation)
     config = read_object(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}

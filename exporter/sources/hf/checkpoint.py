@@ -23,20 +23,37 @@ WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 GENERATION_CONFIG: Final = "generation_config.json"
 #: File names of a tokenizer's vocabulary. A tokenizer has at least one file with such a name.
-VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
+VOCABULARIES: Final = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "tiktoken.model",
+)
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+#: Chat templates: the template without a name, and the older file that only processors read.
+TEMPLATE: Final = "chat_template.jinja"
+LEGACY_TEMPLATE: Final = "chat_template.json"
+PROCESSOR_CONFIG: Final = "processor_config.json"
+#: Settings of the processors of images, sounds and videos. A model that reads only text has none of these files.
+PROCESSOR_FILES: Final = frozenset(
+    {PROCESSOR_CONFIG, "preprocessor_config.json", "video_preprocessor_config.json", "audio_tokenizer_config.json"}
+)
 
 #: Auxiliary files. An export copies these files with the weights if the files exist, and copies no other file.
 AUXILIARY_FILES: Final = (
     GENERATION_CONFIG,
-    "tokenizer.json",
-    "tokenizer_config.json",
+    *VOCABULARIES,
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
+    TEMPLATE,
+    LEGACY_TEMPLATE,
+    *sorted(PROCESSOR_FILES),
 )
 #: Chat templates besides the default template: a folder with a file NAME.jinja for each (transformers' layout).
 ADDITIONAL_TEMPLATES: Final = "additional_chat_templates/*.jinja"

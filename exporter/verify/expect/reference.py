@@ -21,6 +21,7 @@ from exporter.sources.places import HEAD, use_of
 from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.files import settings, tuned_files
 from exporter.verify.expect.tables import grow_tables
+from exporter.verify.expect.templates import tuned_templates
 from exporter.verify.expect.tensors import expected, same_values
 
 
@@ -142,6 +143,11 @@ class Reference:
     def auxiliary_files(self) -> Mapping[str, Path]:
         """A dict from file name to path for the tuned model's tokenizer files, chat templates and generation config."""
         return tuned_files(self.checkpoint.auxiliary_files, [adapter.auxiliary_files for adapter in self.adapters])
+
+    @cached_property
+    def templates(self) -> Mapping[str, str]:
+        """A dict from name to text of each chat template of the tuned model."""
+        return tuned_templates(self.checkpoint.auxiliary_files, [adapter.auxiliary_files for adapter in self.adapters])
 
     @cached_property
     def tokenizer(self) -> Mapping[str, Any]:

@@ -10,8 +10,9 @@ from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.tokenizer import read_tokenizer
-from exporter.verify.expect.files import GENERATION, SETTINGS, TEMPLATE, TOKENIZER, added, decoder, settings, templates
+from exporter.verify.expect.files import GENERATION, SETTINGS, TOKENIZER, added, decoder, settings
 from exporter.verify.expect.reference import Reference
+from exporter.verify.expect.templates import TEMPLATE, named, templates
 from exporter.verify.folder.special_ids import SPECIAL_IDS
 from exporter.verify.report import Check, Skip
 
@@ -31,7 +32,7 @@ def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check 
     files, expected_files = auxiliary_files(folder), reference.auxiliary_files
     yield _check_tokenizer(files, expected_files, reference.vocab)
     yield _check_settings(files, expected_files)
-    yield _check_templates(files, expected_files)
+    yield _check_templates(files, reference)
     if GENERATION in files or (folder / "config.json").is_file():
         yield _check_generation(files, expected_files)
     else:
@@ -108,23 +109,22 @@ def _plain(entry: Any) -> Any:
     return entry.get("content") if isinstance(entry, dict) else entry
 
 
-def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
+def _check_templates(folder: Mapping[str, Path], reference: Reference) -> Check:
     """Check that a folder and the tuned model have the same chat templates: equal names and equal texts.
 
-    If a folder stores the default chat template in two files, both files must contain the same text.
+    folder: the auxiliary files of the folder, by name. If a folder stores chat templates in separate files and in
+    tokenizer_config.json, both must contain the same texts, unless the tokenizer_config.json is the tuned model's.
     """
-    texts, expected = templates(files), templates(expected_files)
+    texts, expected = templates(folder), reference.templates
     wrong = [
         f"chat template {name}: expected {'the template of the tuned model' if name in expected else 'no template'}, "
         f"found {'no template' if name not in texts else 'a different text' if name in expected else 'a template'}"
         for name in sorted(texts.keys() | expected.keys())
         if texts.get(name) != expected.get(name)
     ]
-    setting = settings(files).get("chat_template")
-    stored_twice = (
-        TEMPLATE in files and isinstance(setting, str) and setting != settings(expected_files).get("chat_template")
-    )
-    if stored_twice and setting != texts["default"]:
+    setting = settings(folder).get("chat_template")
+    kept = setting is None or setting == settings(reference.auxiliary_files).get("chat_template")
+    if not kept and named(setting) != texts:
         wrong.append(f"{SETTINGS}: chat_template: expected the same text as in {TEMPLATE}, found a different text")
     detail = wrong[0] if wrong else f"{len(texts)} chat templates match the tuned model's chat templates"
     return Check(name="chat template", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

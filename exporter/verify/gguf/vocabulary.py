@@ -10,8 +10,9 @@ from exporter.sources.gguf.header import GgufArray
 from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, read_model
 from exporter.verify.expect.added_tokens import loaded_tokens
-from exporter.verify.expect.files import AddedToken, added, settings, templates
+from exporter.verify.expect.files import AddedToken, added
 from exporter.verify.expect.reference import Reference
+from exporter.verify.expect.templates import stored_name
 from exporter.verify.report import Check, Skip
 
 _KEYS: Final = "tokenizer.ggml."
@@ -160,22 +161,22 @@ def _check_merges(merges: Sequence[str], content: Mapping[str, Any]) -> Check:
 
 
 def _check_template(gguf: GgufModel, reference: Reference) -> Check:
-    """Check that the GGUF has the chat templates of the tuned model, with equal names and equal texts."""
+    """Check that the GGUF has the chat templates of the tuned model, with equal names and equal texts.
+
+    An empty template may be missing, because llama.cpp treats an empty template like a missing template.
+    """
     prefix = "tokenizer.chat_template"
     stored = {
         key.removeprefix(prefix).removeprefix(".") or "default": value
         for key, value in gguf.metadata.items()
         if key == prefix or key.startswith(f"{prefix}.")
     }
-    files = reference.auxiliary_files
-    wanted = {re.sub(r"[^A-Za-z0-9]", "_", name): {text} for name, text in templates(files).items() if text}
-    if isinstance(setting := settings(files).get("chat_template"), str) and "default" in wanted:
-        wanted["default"].add(setting)  # llama.cpp's converter prefers tokenizer_config.json
+    wanted = {stored_name(name): text for name, text in reference.templates.items()}
     wrong = [
         f"chat template {name}: expected {'the template of the tuned model' if name in wanted else 'no template'}, "
         f"found {'no template' if name not in stored else 'a different text' if name in wanted else 'a template'}"
         for name in sorted(stored.keys() | wanted.keys())
-        if stored.get(name) not in wanted.get(name, ())
+        if stored.get(name, "") != wanted.get(name, "")
     ]
     detail = wrong[0] if wrong else f"{len(stored)} chat templates match the tuned model's chat templates"
     return Check(name="chat template", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

@@ -16,6 +16,7 @@ from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.tokenizer import added_tokens
 from exporter.verify.expect.reference import Reference
+from exporter.verify.expect.templates import is_of_processor, templates
 from exporter.verify.report import Check, Skip
 from exporter.verify.running.prompts import Sequences
 from exporter.verify.runtimes.installed import installed
@@ -84,10 +85,15 @@ def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequ
         (staged / name).symlink_to(path.resolve())
     ids = _sequences(reference, sequences)
     names = {path: f"artifact.{number}" for number, path in enumerate(formats)}
-    template = {path: _template(path) for path, format_name in formats.items() if format_name == "gguf"}
+    stored = {path: _templates(path) for path, format_name in formats.items() if format_name == "gguf"}
+    folders = {path: auxiliary_files(path) for path in formats if _has_files(path)}
     job: dict[str, Any] = {
-        "folders": {"tuned": str(staged)} | {names[path]: str(path) for path in formats if _has_files(path)},
-        "templates": {names[path]: text for path, text in template.items() if text},
+        "folders": {"tuned": str(staged)} | {names[path]: str(path) for path in folders},
+        "folder templates": {
+            "tuned": _unlike_tokenizer(reference.auxiliary_files, reference.templates),
+            **{names[path]: _unlike_tokenizer(files, templates(files)) for path, files in folders.items()},
+        },
+        "templates": {names[path]: texts for path, texts in stored.items() if texts},
         "texts": sequences.texts,
         "ids": ids,
         "chats": CHATS,
@@ -98,7 +104,7 @@ def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequ
         return TextResults({}, ids, names, str(exc))
     outputs = {name: json.loads(result(name).tobytes()) for name in (*job["folders"], *job["templates"])}
     no_template: dict[str, Any] = {"chats": []}
-    return TextResults({**{names[path]: no_template for path in template}, **outputs}, ids, names)
+    return TextResults({**{names[path]: no_template for path in stored}, **outputs}, ids, names)
 
 
 def check_token_texts(path: Path, results: TextResults, folder: Path) -> Iterator[Check]:
@@ -132,9 +138,24 @@ def _has_files(path: Path) -> bool:
     return path.is_dir() and ((path / "config.json").is_file() or bool(auxiliary_files(path)))
 
 
-def _template(path: Path) -> str | None:
-    value = GgufModel.open(path).metadata.get("tokenizer.chat_template")
-    return value if isinstance(value, str) else None
+def _templates(path: Path) -> dict[str, str]:
+    """Return the chat templates of a GGUF: a dict from name to text."""
+    key = "tokenizer.chat_template"
+    values = {name: value for name, value in GgufModel.open(path).metadata.items() if isinstance(value, str)}
+    return {
+        name.removeprefix(key).removeprefix(".") or "default": value
+        for name, value in values.items()
+        if name == key or name.startswith(f"{key}.")
+    }
+
+
+def _unlike_tokenizer(files: Mapping[str, Path], wanted: Mapping[str, str]) -> Mapping[str, str] | None:
+    """Return ``wanted``, or None if transformers takes the templates ``wanted`` for the tokenizer by itself.
+
+    A model's processor may have other templates than the tokenizer, and a processor needs libraries for images.
+    """
+    of_tokenizer = {name: path for name, path in files.items() if not is_of_processor(name)}
+    return None if templates(of_tokenizer) == wanted else wanted
 
 
 def _compare(name: str, want: Sequence[Any], got: Sequence[Any], unit: str) -> Check:

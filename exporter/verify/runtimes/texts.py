@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, cast
 
 import numpy as np
 from jinja2 import TemplateError
 
 from exporter.tensors import Array
+from exporter.verify.expect.templates import stored_name
 from exporter.verify.runtimes.job import serve
 
 # torch is hidden, because tokenizers do not need torch and the import takes four times as long as the rest of the job.
@@ -25,25 +27,27 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     The JSON object of a folder has the keys encoded, decoded, plain and chats, or only the key failure (an error
     message). The JSON object of a template has only the key chats.
 
-    ``job`` has the keys folders (name → folder), ids (token sequences to decode), texts, chats and templates (name →
-    chat template read from a file). The chat templates in ``templates`` are rendered with the tokenizer of the folder
-    named ``tuned``. The value of ``plain`` is the list of texts decoded with clean_up_tokenization_spaces=False.
+    ``job`` has the keys folders (name → folder), folder templates (name → chat templates, or None for the templates
+    that transformers finds in the folder), ids (token sequences to decode), texts, chats and templates (name → chat
+    templates read from a file). Chat templates are dicts from template name to text. The chat templates in
+    ``templates`` are rendered with the tokenizer of the folder named ``tuned``. The value of ``plain`` is the list of
+    texts decoded with clean_up_tokenization_spaces=False.
     """
     transformers.logging.set_verbosity_error()
     for name, folder in job["folders"].items():
-        save(name, _bytes(_use(folder, job)))
-    for name, template in job["templates"].items():
-        save(name, _bytes({"chats": _render(_load(job["folders"]["tuned"]), job["chats"], template)}))
+        save(name, _bytes(_use(folder, job, job["folder templates"][name])))
+    for name, templates in job["templates"].items():
+        save(name, _bytes({"chats": _render(_load(job["folders"]["tuned"]), job["chats"], templates)}))
 
 
-def _use(folder: str, job: Mapping[str, Any]) -> dict[str, Any]:
+def _use(folder: str, job: Mapping[str, Any], templates: Mapping[str, str] | None) -> dict[str, Any]:
     try:
         tokenizer = _load(folder)
         return {
             "encoded": [tokenizer(text)["input_ids"] for text in job["texts"]],
             "decoded": [tokenizer.decode(ids) for ids in job["ids"]],
             "plain": [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in job["ids"]],
-            "chats": _render(tokenizer, job["chats"], None) if tokenizer.chat_template else [],
+            "chats": _render(tokenizer, job["chats"], _own(tokenizer) if templates is None else templates),
         }
     except Exception as exc:  # tokenizers raises no narrower class, and all folders must run
         return {"failure": " ".join(str(exc).split())}
@@ -53,13 +57,21 @@ def _load(folder: str) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _render(tokenizer: Any, chats: Sequence[Any], template: str | None) -> list[str]:
-    """Render every chat twice: without and with a generation prompt.
+def _own(tokenizer: Any) -> dict[str, str]:
+    """Return the tokenizer's chat templates as a dict from name to text."""
+    own = tokenizer.chat_template
+    return own if isinstance(own, dict) else {"default": own} if own else {}
 
-    If the chat template raises an error, for example because of a role, the result contains the error message.
+
+def _render(tokenizer: Any, chats: Sequence[Any], templates: Mapping[str, str]) -> list[str]:
+    """Render every chat twice with each chat template: without and with a generation prompt.
+
+    The order of the results is the order of the names of the templates in a GGUF. An empty template has no result. If
+    the chat template raises an error, for example because of a role, the result contains the error message.
     """
     out = []
-    for chat in chats:
+    texts = [text for _, text in sorted((stored_name(name), text) for name, text in templates.items()) if text]
+    for template, chat in product(texts, chats):
         for begin in (False, True):
             try:
                 text = tokenizer.apply_chat_template(

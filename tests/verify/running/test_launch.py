@@ -25,7 +25,7 @@ def job_of(runtime: str, tuned: Tuned) -> dict[str, Any]:
         return job | {"sequences": {"F32": SEQUENCES, "BF16": SEQUENCES}, "continuations": {}}
     if runtime == "texts":
         job = {"folders": {"tuned": str(tuned.base)}, "ids": SEQUENCES, "texts": ["the lamp <|im_end|>"], "chats": []}
-        return job | {"templates": {}}
+        return job | {"templates": {}, "folder templates": {"tuned": None}}
     artifact = tuned.hf if runtime == "merged" else tuned.gguf
     job = {"artifact": str(artifact), "sequences": SEQUENCES, "more": []}
     return job | {"greedy_prompts": SEQUENCES[:1], "greedy_tokens": 4, "texts": []}

@@ -18,6 +18,7 @@ from exporter.formats.gguf.vocab.templates import template_keys
 from exporter.formats.gguf.vocab.tokens import flag_notes, with_rows
 from exporter.formats.gguf.writer import Key
 from exporter.io.json_objects import read_object
+from exporter.merge.vocabulary.templates import chat_templates
 from exporter.sources.hf.tokenizer import read_tokenizer
 from exporter.sources.hf.vocabulary_files import read_vocabulary_files
 
@@ -38,13 +39,15 @@ def vocabulary(
     where: Path,
     pre_tokenizer: str | None = None,
     generation: Mapping[str, Any] | None = None,
+    templates: Mapping[str, str] | None = None,
 ) -> Vocabulary:
     """Convert a tokenizer to GGUF metadata for a model whose embedding has ``vocab`` rows.
 
     files: maps the names of the tokenizer files to their paths. config, generation: the parsed config.json and
     generation_config.json.
     pre_tokenizer: the pre-tokenizer name to write for a byte-level BPE tokenizer, or None to write the name that
-    ttexport recognises. Raises NotExpressible for tokenizers that llama.cpp does not support, BadInput for broken
+    ttexport recognises. templates: dict from name to text of each chat template, or None to take the templates from
+    ``files``. Raises NotExpressible for tokenizers that llama.cpp does not support, BadInput for broken
     tokenizers, and UsageError if ``pre_tokenizer`` is given but the tokenizer is not a byte-level BPE.
     """
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
@@ -76,7 +79,7 @@ def vocabulary(
     id_keys, id_notes = special_keys(files, (config, generation or {}), content, settings, ids, vocab, name)
     keys += id_keys
     notes += id_notes
-    keys += template_keys(files, settings)
+    keys += template_keys(chat_templates(files) or {} if templates is None else templates)
     return Vocabulary(keys, [*notes, *lost_notes, *flag_notes(added)])
 
 
