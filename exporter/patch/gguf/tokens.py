@@ -72,7 +72,8 @@ def patch_vocabulary(
     n_tokens = max((token.id for token in tokens if token.listed or token.stated), default=-1) + 1
     size = patched_vocab([edits], n_rows, n_tokens, tokenizer=tokenizer, rows_in=EMBEDDING)
     _require_covered(model, edits, size)
-    added = {token.id: token.stored for token in with_rows(tokens, size)[0]}
+    byte_level = model.metadata.get("tokenizer.ggml.model") == "gpt2"
+    added = {token.id: token.stored(byte_level=byte_level) for token in with_rows(tokens, size)[0]}
     new, changes = _token_arrays(model, added, size, tokenizer)
     if size != n_rows:
         sizes = [name for name, value in model.metadata.items() if name.endswith(".vocab_size") and type(value) is int]
@@ -127,7 +128,8 @@ def _token_arrays(
     texts = arrays[TOKENS].values() + [f"[PAD{token_id}]" for token_id in range(count, size)]
     types = arrays[TYPES].values() if TYPES in arrays else [NORMAL] * count
     types += [UNUSED] * (size - count)
-    new, retyped = _add_tokens(texts, types, count, added, model.path, tokenizer)
+    byte_level = model.metadata.get("tokenizer.ggml.model") == "gpt2"
+    new, retyped = _add_tokens(texts, types, count, added, model.path, tokenizer, byte_level=byte_level)
     if not new and not retyped and size == count:
         return {}, []
     changes = [writer.texts(TOKENS, texts)] if new or size > count else []
@@ -148,6 +150,8 @@ def _add_tokens(
     added: Mapping[int, tuple[str, int]],
     path: Path,
     tokenizer: Path | None,
+    *,
+    byte_level: bool,
 ) -> tuple[dict[int, str], bool]:
     """Insert the tokenizer's ``added`` tokens into the vocabulary lists ``texts`` and ``types``.
 
@@ -162,6 +166,7 @@ def _add_tokens(
         if texts[token_id] == text:
             if types[token_id] == NORMAL and token_type in (CONTROL, USER_DEFINED):
                 # The adapter's tokenizer has this normal token of the file as an added token, which is never split.
+                _require_ascii(text, token_id, path, byte_level=byte_level)
                 types[token_id], retyped = token_type, True
             continue
         if types[token_id] != UNUSED:
@@ -175,6 +180,20 @@ def _add_tokens(
             )
         texts[token_id], types[token_id], new[token_id] = text, token_type, text
     return new, retyped
+
+
+def _require_ascii(text: str, token_id: int, path: Path, *, byte_level: bool) -> None:
+    """Refuse to turn bytes into an added token, because llama.cpp would print the text of the token for the bytes.
+
+    A byte-level BPE writes the byte 0xE4 as the symbol "ä". Raises NotExpressible.
+    """
+    if byte_level and not text.isascii():
+        raise NotExpressible(
+            f"{path}: token {token_id}",
+            f"the added token {text!r} has the same id as the byte-level symbols {text!r}, and llama.cpp would print "
+            "the added token wherever another text contains the bytes of the symbols",
+            instead=f"add a token with another text, such as '<{text}>'",
+        )
 
 
 #: Order of the keys in llama.cpp's converter. The order gives the place of a new key.

@@ -42,7 +42,8 @@ def check_tokens(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip
         for token_id, token in added_tokens.items()
         if token_id < reference.vocab or token_id in added(content)
     }
-    yield _check_texts(texts, known, added_tokens, reference.vocab)
+    mark = _SPACE if _is_byte_level(content) else " "
+    yield _check_texts(texts, known, added_tokens, reference.vocab, mark)
     yield _check_types(types, texts, content, known, added_tokens, reference)
     if gguf.metadata.get(f"{_KEYS}model") == "gpt2":
         yield _check_merges(_array(gguf, "merges"), content)
@@ -65,9 +66,12 @@ def _vocabulary(content: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _check_texts(
-    texts: Sequence[str], known: Mapping[int, str], added_tokens: Mapping[int, AddedToken], rows: int
+    texts: Sequence[str], known: Mapping[int, str], added_tokens: Mapping[int, AddedToken], rows: int, mark: str
 ) -> Check:
-    """Check that the GGUF has the correct, non-empty token text for every row of the embedding."""
+    """Check that the GGUF has the correct, non-empty token text for every row of the embedding.
+
+    mark: the character that may stand for SentencePiece's mark of a space. In a byte-level BPE, the mark stays.
+    """
     wanted = {**known, **{token_id: token.text for token_id, token in added_tokens.items()}}
     wrong = [] if len(texts) == rows else [f"expected {rows} tokens (one per embedding row), found {len(texts)}"]
     expected_texts = map(wanted.get, range(len(texts)))
@@ -77,7 +81,7 @@ def _check_texts(
         if text != want or not text
     ]:
         want, text = wanted.get(token_id, f"[PAD{token_id}]"), texts[token_id]
-        if text not in (want, want.replace(_SPACE, " ")) or not text:
+        if text not in (want, want.replace(_SPACE, mark)) or not text:
             wrong.append(f"token {token_id}: expected the text {want!r:.60}, found {text!r:.60}")
     detail = (
         wrong[0] if wrong else f"{len(texts)} tokens, including {len(added_tokens)} added tokens, match the tokenizer"

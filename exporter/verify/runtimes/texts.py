@@ -46,11 +46,41 @@ def _use(folder: str, job: Mapping[str, Any], templates: Mapping[str, str] | Non
         return {
             "encoded": [tokenizer(text)["input_ids"] for text in job["texts"]],
             "decoded": [tokenizer.decode(ids) for ids in job["ids"]],
-            "plain": [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in job["ids"]],
+            "plain": _decode(tokenizer, job["ids"]),
             "chats": _render(tokenizer, job["chats"], _own(tokenizer) if templates is None else templates),
         }
     except Exception as exc:  # tokenizers raises no narrower class, and all folders must run
         return {"failure": " ".join(str(exc).split())}
+
+
+def _decode(tokenizer: Any, sequences: Sequence[Sequence[int]]) -> list[str]:
+    """Decode token sequences without cleaning up spaces.
+
+    The decoder of a byte-level BPE reads a letter such as "ä" in an added token as the symbol of a byte, and returns
+    "na\ufffdve" for the added token "naïve". The function returns "naïve" for such a token.
+    """
+    model = tokenizer.backend_tokenizer.model
+    misread = {
+        token_id: token.content
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if not token.content.isascii()
+        and model.token_to_id(token.content) is None
+        and "\ufffd" in tokenizer.decode([token_id])
+    }
+    out = []
+    for ids in sequences:
+        parts, first = [], 0
+        for number, token_id in enumerate(ids):
+            if token_id in misread:
+                parts += [ids[first:number], misread[token_id]]
+                first = number + 1
+        parts.append(ids[first:])
+        texts = [
+            part if isinstance(part, str) else tokenizer.decode(part, clean_up_tokenization_spaces=False)
+            for part in parts
+        ]
+        out.append("".join(texts))
+    return out
 
 
 def _load(folder: str) -> Any:

@@ -247,7 +247,7 @@ def linear(path: Path) -> Path:
 
 def added(path: Path) -> Path:
     """Added tokens, Qwen2's pre-tokenizer, several chat templates, rows that do not fill Q8_0's blocks."""
-    extra = ("<lamp>", "<|ship|>", "fog\u2581bank", "naïve")
+    extra = ("<lamp>", "<|ship|>", "fog bank", "naïve")
     templates = [{"name": "default", "template": "a"}, {"name": "tool use", "template": "b"}]
     tokenizer = tokenizer_json(QWEN2, extra, normalizer={"type": "NFC"})
     changes = {"hidden_size": 48, "vocab_size": 273}

@@ -9,6 +9,10 @@ import pytest
 
 from exporter.verify.expect.reference import Reference
 from exporter.verify.run import verify
+from exporter.verify.running.prompts import Sequences
+from exporter.verify.running.texts import check_token_texts, run_texts
+from tests.formats.gguf.models import SMOLLM, SPECIALS, checkpoint, config, tokenizer_json
+from tests.formats.gguf.vocab.surroundings import write_vocabulary
 from tests.verify.conftest import Tuned
 from tests.verify.damage import corruptions, mutants_gguf, mutants_hf
 
@@ -37,3 +41,16 @@ def test_a_tokenizer_that_transformers_cannot_load_is_found(tuned: Tuned, tmp_pa
     mutants_hf.edit(folder / "tokenizer.json", lambda content: content["model"].update(type="Nope"))
     (report,) = verify([folder], Reference.open(tuned.base, [tuned.adapter]), level="full")
     assert "encoding" in {check.name for check in report.failures}
+
+
+def test_an_added_token_that_the_decoder_of_transformers_misreads_is_compared_by_its_text(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (extra: llamacpp)")
+    tokens = ("naïve", "straße", "<süß>", "<lamp>")
+    base = checkpoint(tmp_path / "base", config(vocab_size=276), tokenizer_json(SMOLLM, tokens))
+    reference, (out, _) = Reference.open(base, []), write_vocabulary(base)
+    ids = [91, 269, 92, 270, 271, 272]
+    sequences = Sequences([], [], [], ["xnaïveystraße<süß><lamp>"], [ids], [269])
+    results = run_texts({out: "gguf"}, reference, sequences, tmp_path / "run")
+    assert results.outputs["tuned"]["encoded"] == [ids]
+    assert results.outputs["tuned"]["plain"] == [*sequences.texts, *SPECIALS, *tokens]
+    assert all(check.passed for check in check_token_texts(out, results, tmp_path / "texts"))

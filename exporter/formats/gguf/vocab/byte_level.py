@@ -42,13 +42,15 @@ def byte_level_keys(
     if not isinstance(vocab, dict) or not all(type(token_id) is int for token_id in vocab.values()):
         raise UnreadableFile(path, f"model.vocab: expected an object that maps tokens to ids, found {vocab!r:.80}")
     notes = _normalizer_notes(path, content.get("normalizer"))
-    table = TokenTable(rows, path)
+    table = TokenTable(rows, path, byte_level=True)
     table.check_ids([*vocab.values(), *(token.id for token in added)])
     table.put_all(vocab, NORMAL)
     for token in added:
         if (first := vocab.get(token.text, token.id)) != token.id:
             raise BadInput(f"{path}: {token.text!r}: expected a single token id, found {first} and {token.id}")
         table.add(token)
+    merges = read_merges(path, model.get("merges"))
+    _check_symbols(path, [token.text for token in added if token.text in vocab], merges)
     name = pre_tokenizer or pre_tokenizers.recognise(content, model_type, str(path))
     notes += pre_tokenizers.override_notes(pre_tokenizer, content) if pre_tokenizer else []
     keys = [
@@ -57,9 +59,26 @@ def byte_level_keys(
         writer.texts("tokenizer.ggml.tokens", table.complete()),
         writer.i32s("tokenizer.ggml.token_type", table.types),
     ]
-    if merges := read_merges(path, model.get("merges")):
+    if merges:
         keys.append(writer.texts("tokenizer.ggml.merges", [_one_string(*pair) for pair in merges]))
     return keys, notes, name
+
+
+def _check_symbols(path: Path, words: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
+    """Raise NotExpressible if one of the added tokens ``words`` is also a byte, or bytes that the merges join.
+
+    A byte-level BPE writes the byte 0xE4 as the symbol "ä". transformers then uses one id for the letter that was added
+    and for the byte. llama.cpp prints an added token as it is written, and would print "ä" for the byte in other texts.
+    """
+    foreign = [word for word in words if not word.isascii()]
+    joined = {left + right for left, right in merges} if foreign else set()
+    if word := next((word for word in foreign if len(word) == 1 or word in joined), None):
+        raise NotExpressible(
+            f"gguf: {path}",
+            f"the added token {word!r} has the same id as the byte-level symbols {word!r}, and llama.cpp would print "
+            "the added token wherever another text contains the bytes of the symbols",
+            instead=f"add a token with another text, such as '<{word}>', or use --to hf",
+        )
 
 
 def read_merges(path: Path, merges: list[tuple[str, str]] | list[str] | None) -> list[tuple[str, str]]:

@@ -63,7 +63,7 @@ def sentencepiece_keys(
         raise NotExpressible(
             f"gguf: {source}", "SentencePiece models of the types word and char are not supported", instead=_INSTEAD
         )
-    table = TokenTable(rows, source)
+    table = TokenTable(rows, source, byte_level=False)
     table.check_ids([len(model.texts) - 1, *(token.id for token in added)])
     for token_id, (text, score, type_) in enumerate(zip(model.texts, model.scores, model.types, strict=True)):
         if type_:

@@ -35,14 +35,17 @@ class AddedToken:
     listed: bool = False
     stated: bool = False
 
-    @property
-    def stored(self) -> tuple[str, int]:
+    def stored(self, *, byte_level: bool) -> tuple[str, int]:
         """Return the token's (text, type) as stored in a GGUF.
+
+        byte_level: whether the tokenizer is a byte-level BPE, in which SentencePiece's mark for a space has no meaning.
 
         The type of an added token depends on the flag ``special`` and on whether the text looks like a control token.
         """
         if self.special or _looks_special(self.text):
             return self.text, CONTROL
+        if byte_level:
+            return self.text, USER_DEFINED
         # llama.cpp searches the raw text for user-defined tokens. In the raw text, SentencePiece's mark is still a
         # space.
         return self.text.replace("\u2581", " "), USER_DEFINED
@@ -51,12 +54,12 @@ class AddedToken:
 class TokenTable:
     """The token table of a GGUF, which contains a token for each embedding row.
 
-    source: the tokenizer file, named in error messages.
+    source: the tokenizer file, named in error messages. byte_level: whether the tokenizer is a byte-level BPE.
     """
 
-    def __init__(self, rows: int, source: Path) -> None:
+    def __init__(self, rows: int, source: Path, *, byte_level: bool) -> None:
         """Create a token table in which all rows are unused."""
-        self.source = source
+        self.source, self.byte_level = source, byte_level
         self.texts: list[str | None] = [None] * rows
         self.types = [UNUSED] * rows
         self.scores = [PADDING_SCORE] * rows
@@ -86,7 +89,7 @@ class TokenTable:
 
     def add(self, token: AddedToken) -> None:
         """Set the row of an added token to the token's text and type."""
-        self.put(token.id, *token.stored, ADDED_SCORE)
+        self.put(token.id, *token.stored(byte_level=self.byte_level), ADDED_SCORE)
 
     def complete(self) -> list[str]:
         """Return the texts of all embedding rows. An unused embedding row gets the text ``[PAD{id}]``.

@@ -164,6 +164,35 @@ def test_a_broken_list_of_merges_is_refused_with_its_line(tmp_path: Path) -> Non
         write_vocabulary(base)
 
 
+TEXTS = ("naïve", "straße", "<süß>", "灯", "fog\u2581bank", "Ġx", " the", "<|é|>")
+
+
+def test_added_tokens_with_letters_that_are_symbols_of_bytes_are_tokenised_alike(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base", config(vocab_size=280), tokenizer_json(SMOLLM, TEXTS))
+    out, written = write_vocabulary(base)
+    assert not disagreements(out, base, TEXTS)
+    assert written.notes == []
+    assert failures(base, Reference.open(base, [])) == []
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("text", ["ä", "Ġthe"])
+def test_an_added_token_that_is_also_the_symbol_of_bytes_is_refused(tmp_path: Path, text: str, special: bool) -> None:
+    content = tokenizer_json(SMOLLM)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    content["added_tokens"].append({"id": content["model"]["vocab"][text], "content": text, **flags})
+    base = checkpoint(tmp_path / "base", config(), content)
+    with pytest.raises(NotExpressible, match=f"the added token '{text}' has the same id as the byte-level symbols"):
+        write_vocabulary(base)
+
+
+def test_two_added_tokens_with_one_text_in_a_gguf_are_refused(tmp_path: Path) -> None:
+    content = tokenizer_json(SMOLLM, ("<lamp>", "<ship>"))
+    content["added_tokens"][-1]["content"] = "<lamp>"
+    with pytest.raises(NotExpressible, match="unique, non-empty tokens, found '<lamp>' 2 times"):
+        write_vocabulary(checkpoint(tmp_path / "base", config(vocab_size=271), content))
+
+
 def two_files(base: Path, **files: Any) -> Path:
     """Replace tokenizer.json by vocab.json and merges.txt, as older tokenizers are saved."""
     model = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))["model"]
