@@ -37,7 +37,8 @@ BESIDE: dict[str, dict[str, Any]] = {
 
 def value_of(entry: Option) -> Any:
     """A value that ``entry`` takes, as TOML has it, and that is not its default."""
-    text = {"types": "Q8_0", "token-embedding-type": "Q6_K", "output-tensor-type": "F16"}.get(entry.key, "int8")
+    texts = {"types": "Q8_0", "token-embedding-type": "Q6_K", "output-tensor-type": "F16"}
+    text = {**texts, "converter-arguments": "--fuse-qkv"}.get(entry.key, "int8")
     values: dict[ValueType, Any] = {ValueType.SIZE: "2G", ValueType.COUNT: 3, ValueType.SWITCH: True}
     values[ValueType.PATH] = "some.file"
     value = values.get(entry.type, entry.choices[-1] if entry.choices else text)

@@ -45,9 +45,14 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
 
 #: Alternatives to suggest for a model without a family, by target.
 _INSTEAD: Final = {
-    "gguf": "use --converter PATH to run llama.cpp's convert_hf_to_gguf.py on the merged checkpoint, "
-    "or use ttexport patch to write token rows into an existing GGUF",
+    "gguf": "run ttexport converter install once (or give --converter PATH), so that llama.cpp's converter can write "
+    "the model, or use ttexport patch to write token rows into an existing GGUF",
 }
+
+
+def has_family(config: Mapping[str, Any], target: str) -> bool:
+    """Whether the model of ``config`` belongs to a family that can be described for ``target`` ("gguf" or "onnx")."""
+    return _family(config, target) is not None
 
 
 def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
@@ -55,9 +60,9 @@ def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
 
     Raises NotExpressible for a model_type that belongs to no family, and BadInput for an invalid config.
     """
-    model_type = config.get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None or target not in family.targets:
+    family = _family(config, target)
+    if family is None:
+        model_type = config.get("model_type")
         known = ", ".join(name for name, row in FAMILIES.items() if target in row.targets)
         raise NotExpressible(
             target,
@@ -65,3 +70,9 @@ def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
             instead=_INSTEAD.get(target, "use --to hf to export this model"),
         )
     return family.describe(config)
+
+
+def _family(config: Mapping[str, Any], target: str) -> Family | None:
+    model_type = config.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    return family if family and target in family.targets else None

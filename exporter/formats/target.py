@@ -39,6 +39,10 @@ class FormatOptions(Options, ABC):
         """Return the options with which a release writes the artifact."""
         return self
 
+    def recipe_files(self) -> dict[str, Path]:
+        """Map a name to each file that determines the bytes of the artifact and that the options choose."""
+        return self.files()
+
     @property
     @abstractmethod
     def label(self) -> str:

@@ -93,7 +93,7 @@ class ReleasePlan:
         return {
             "format": options.section,
             "parameters": options.changed(),
-            "option files": self._digests(options.files()),
+            "option files": self._digests(options.recipe_files()),
             "untie": self.spec.merge.untie,
             "base": self.facts.base.name,
             "files": self._digests(checkpoint_files(merge.checkpoint)),

@@ -4,44 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
-import transformers
 
 from exporter.cli.main import run
 from exporter.sources.gguf.file import GgufFile
-from fixtures.adapters import stock_rows
-from fixtures.models import families
-from fixtures.tiny import build_tokenizer
-from tests.conformance.gguf import TRAINED_IDS, required_converter
 
 Capture = pytest.CaptureFixture[str]
 
 # Takes the arguments of llama.cpp's script: CHECKPOINT --outfile FILE --outtype TYPE.
 _STAND_IN = """
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 sys.path.insert(0, {root!r})
 from exporter.formats.gguf import plan_gguf, write_gguf
 from exporter.merge.plan import plan_merge
 from exporter.sources.hf.checkpoint import Checkpoint
-checkpoint, _, out, _, ftype = sys.argv[1:]
-source = {source!r} or checkpoint
+from tests.formats.gguf.converter.overlays import flattened
+checkpoint, _, out, _, ftype = sys.argv[1:6]
+source = {source!r} or flattened(Path(checkpoint), Path(tempfile.mkdtemp(), "flat"))
 write_gguf(plan_gguf(plan_merge(Checkpoint.open(Path(source)), []).model(), ftype.upper()), Path(out))
-"""
-
-# llama.cpp's script with a fixed pre-tokenizer, because it does not know the hash of a tiny tokenizer.
-_LLAMA_CPP = """
-import sys
-root = {root!r}
-sys.path[:0] = [root, root + "/gguf-py"]
-import conversion.base
-conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"
-import convert_hf_to_gguf
-convert_hf_to_gguf.main()
 """
 
 
@@ -60,29 +46,68 @@ def merge(adapter: Path, base: Path, converter: Path, out: Path, *more: str) -> 
     return run([*argv, "-o", str(out), *more])
 
 
-@pytest.mark.converter
-def test_a_model_without_a_family_goes_through_llama_cpps_converter(tmp_path: Path, capsys: Capture) -> None:
-    root = required_converter()
-    base = tmp_path / "olmo"
-    sizes: dict[str, Any] = {
-        "vocab_size": families.VOCAB,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-    }
-    config = transformers.OlmoConfig(**sizes, num_attention_heads=4, bos_token_id=1, eos_token_id=2, pad_token_id=3)
-    transformers.OlmoForCausalLM(config).save_pretrained(base)
-    build_tokenizer(families.VOCAB).save_pretrained(base)
-    adapter, out = stock_rows(base, tmp_path / "adapter", TRAINED_IDS), tmp_path / "olmo.gguf"
-    argv = ["merge", str(adapter), "--base", str(base), "--to", "gguf", "-o", str(out)]
-    assert run(argv) == 5
-    assert "--converter PATH" in capsys.readouterr().err
-    converted = script(tmp_path / "convert.py", _LLAMA_CPP, root=str(root))
-    assert run([*argv, "--converter", str(converted), "--verify", "full", "--json"]) == 0
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache folder, empty at first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_model_without_a_family_needs_an_installed_converter(
+    tiny_adapter: Path, tiny_tied: Path, cache: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    base = Path(shutil.copytree(tiny_tied, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text()) | {"model_type": "novel", "architectures": ["Novel"]}
+    (base / "config.json").write_text(json.dumps(config))
+    argv = ["--base", str(base), "--to", "gguf"]
+    assert run(["plan", str(tiny_adapter), *argv]) == 5
+    assert "run ttexport converter install once" in capsys.readouterr().err
+    assert run(["merge", str(tiny_adapter), *argv, "--converter-arg=--fuse-qkv", "-o", str(tmp_path / "x.gguf")]) == 5
+    assert "no converter is installed; run ttexport converter install" in capsys.readouterr().err
+    place = cache / "ttexport" / "converter" / version("llama-cpp-python")
+    place.mkdir(parents=True)
+    shutil.move(stand_in(tmp_path), place / "convert_hf_to_gguf.py")
+    assert run(["plan", str(tiny_adapter), *argv, "--json"]) == 0
+    (target,) = json.loads(capsys.readouterr().out)["targets"]
+    assert (target["maker"], target["estimated"]) == ("llama.cpp's converter", True)
+    assert run(["plan", str(tiny_adapter), "--base", str(tiny_tied), "--to", "gguf", "--json"]) == 0
+    (target,) = json.loads(capsys.readouterr().out)["targets"]
+    assert (target["maker"], target["estimated"]) == ("ttexport's writer", False)
+    assert run(["plan", str(tiny_adapter), *argv, "--pre-tokenizer", "smollm"]) == 5
+    assert "chooses the pre-tokenizer itself" in capsys.readouterr().err
+
+
+def test_options_for_the_converter_choose_it_and_reach_it(
+    tiny_adapter: Path, tiny_tied: Path, cache: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    place = cache / "ttexport" / "converter" / version("llama-cpp-python")
+    place.mkdir(parents=True)
+    (place / "convert_hf_to_gguf.py").write_text("import sys; raise SystemExit(' '.join(sys.argv[-2:]))")
+    argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "--to", "gguf", "-o", str(tmp_path / "x.gguf")]
+    assert run([*argv, "--converter-arg=--fuse-qkv", "--converter-arg=--metadata=FILE"]) == 4
+    assert "exit status 1: --fuse-qkv --metadata=FILE" in capsys.readouterr().err
+    for argument, words in (("fuse", "expected an option such as"), ("--outfile=x", "--outfile is an option that")):
+        assert run([*argv, f"--converter-arg={argument}"]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_converted_file_is_quantised(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    made, out = stand_in(tmp_path), place / "lamp.gguf"
+    types = ["--quant", "Q4_0", "--output-tensor-type", "Q8_0", "--token-embedding-type", "Q5_0"]
+    assert merge(tiny_adapter, tiny_tied, made, out, *types, "--json") == 0
     (artifact,) = json.loads(capsys.readouterr().out)["artifacts"]
     assert artifact["verification"]["passed"]
-    assert artifact["nbytes"] == out.stat().st_size
-    assert GgufFile.open(out).metadata["general.architecture"] == "olmo"
+    tensors = GgufFile.open(out).tensors
+    assert tensors["token_embd.weight"].type == "Q5_0"
+    assert [path.name for path in place.iterdir()] == ["lamp.gguf"]
+    argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "--to", "gguf", "-o", str(tmp_path / "own.gguf")]
+    assert run([*argv, *types, "-q"]) == 0
+    own = GgufFile.open(tmp_path / "own.gguf")
+    assert {name: (one.type, one.shape) for name, one in own.tensors.items()} == {
+        name: (one.type, one.shape) for name, one in tensors.items()
+    }
 
 
 def test_the_script_gets_the_merged_checkpoint_which_is_removed_afterwards(
@@ -142,10 +167,7 @@ def test_the_option_is_refused_where_it_does_not_apply(
     made, out = stand_in(tmp_path), tmp_path / "out"
     assert merge(tiny_adapter, tiny_tied, tmp_path / "none.py", out) == 4
     assert "none.py: expected llama.cpp's convert_hf_to_gguf.py, but the file does not exist" in capsys.readouterr().err
-    assert merge(tiny_adapter, tiny_tied, made, out, "--quant", "Q4_K_M") == 5
-    assert "the converter supports only the file types F32, F16, Q8_0, BF16, not Q4_K_M" in capsys.readouterr().err
     assert merge(tiny_adapter, tiny_tied, made, out, "--pre-tokenizer", "smollm") == 2
-    assert merge(tiny_adapter, tiny_tied, made, out, "--quant", "Q8_0", "--output-tensor-type", "F16") == 2
     argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "--to", "onnx", "--converter", str(made)]
     assert run(argv) == 2
     assert not out.exists()

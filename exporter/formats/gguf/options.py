@@ -5,14 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
+from exporter.formats.gguf.converter.location import source_files
 from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, SELECTABLE_TENSOR_TYPES
 from exporter.formats.target import DTYPES, FormatOptions, dtype_option
 from exporter.options import ValueType, option
 
 if TYPE_CHECKING:
     from exporter.formats.gguf.split import Split
+
+
+#: Options of llama.cpp's converter that ttexport sets, or whose output is not a single GGUF with the model.
+_OWN_ARGUMENTS: Final = (
+    "--outfile",
+    "--outtype",
+    "--remote",
+    "--dry-run",
+    "--vocab-only",
+    "--print-supported-models",
+    "--split-max-tensors",
+    "--split-max-size",
+    "--bigendian",
+    "--mmproj",
+    "--mtp",
+    "--dspark",
+)
 
 
 def is_file_type(name: str) -> bool:
@@ -67,10 +85,18 @@ class GgufOptions(FormatOptions):
     )
     converter: Path | None = option(
         None,
-        "Path of llama.cpp's convert_hf_to_gguf.py, for models without built-in support. The script runs on the merged "
-        "checkpoint without network access, and the script's output is verified.",
+        "Path of llama.cpp's convert_hf_to_gguf.py, or of its folder. The script writes the GGUF without network "
+        "access, and its output is verified. Default: for a model without a built-in family, the converter that "
+        "ttexport converter install has installed.",
         type=ValueType.PATH,
-        metavar="FILE",
+        metavar="PATH",
+    )
+    converter_arguments: tuple[str, ...] = option(
+        (),
+        "Option to pass to llama.cpp's converter, for example --fuse-qkv. The converter then writes the GGUF of any "
+        "model.",
+        flag="--converter-arg",
+        metavar="OPTION",
     )
 
     def check(self) -> None:
@@ -85,8 +111,6 @@ class GgufOptions(FormatOptions):
         for name in ("token_embedding_type", "output_tensor_type"):
             if (chosen := getattr(self, name)) is None:
                 continue
-            if self.converter:
-                raise self.fault(name, "this option of llama.cpp's quantiser cannot be combined with {converter}")
             if not quantised:
                 raise self.fault(name, "this option needs a quantised type in {types}, such as Q4_K_M")
             if chosen.upper() not in SELECTABLE_TENSOR_TYPES:
@@ -97,11 +121,27 @@ class GgufOptions(FormatOptions):
                 "an importance matrix needs a quantised type below Q8_0 in {types}, because Q8_0 ignores the matrix"
             )
             raise self.fault("imatrix", reason)
-        if self.converter and self.pre_tokenizer:
-            reason = (
-                "this option cannot be combined with {converter}, because llama.cpp's script chooses the pre-tokenizer"
-            )
+        if (self.converter or self.converter_arguments) and self.pre_tokenizer:
+            reason = "this option cannot be combined with {converter}, because the script chooses the pre-tokenizer"
             raise self.fault("pre_tokenizer", reason)
+        for argument in self.converter_arguments:
+            if not argument.startswith("--"):
+                reason = f"expected an option such as --fuse-qkv or --metadata=FILE, found {argument!r:.80}"
+                raise self.fault("converter_arguments", reason)
+            if argument.split("=")[0] in _OWN_ARGUMENTS:
+                raise self.fault("converter_arguments", f"{argument.split('=')[0]} is an option that ttexport sets")
+
+    def recipe_files(self) -> dict[str, Path]:
+        """Return the files that the options name, and the Python files that a given converter imports."""
+        paths = self.files()
+        given = paths.pop("converter", None)
+        return paths | ({f"converter/{name}": path for name, path in source_files(given).items()} if given else {})
+
+    def unquantised(self, dtype: str | None) -> Self:
+        """Return the options of the unquantised GGUF, in ``dtype``, from which a quantised GGUF is made."""
+        return replace(
+            self.whole(), types=(), dtype=dtype, imatrix=None, token_embedding_type=None, output_tensor_type=None
+        )
 
     def artifacts(self) -> Sequence[Self]:
         """Return one copy of the options per GGUF file.

@@ -62,10 +62,20 @@ class GgufLayout:
     dropped: Mapping[str, str]
     notes: Sequence[str]
 
+    @property
+    def entries(self) -> Sequence[TensorEntry]:
+        """The entries of all tensors, in file order."""
+        return [tensor.entry for tensor in self.tensors]
+
     @cached_property
+    def header_nbytes(self) -> int:
+        """Size in bytes of everything before the data section."""
+        return len(self.draft_header())
+
+    @property
     def nbytes(self) -> int:
         """Size of the whole GGUF in bytes."""
-        return len(self.draft_header()) + sum(writer.padded(tensor.entry.nbytes) for tensor in self.tensors)
+        return self.header_nbytes + sum(writer.padded(entry.nbytes) for entry in self.entries)
 
     def draft_header(self) -> bytes:
         """Return a GGUF header of the final length, with placeholders for all values that depend on the weights."""

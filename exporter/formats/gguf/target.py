@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from exporter.errors import NotExpressible
+from exporter.families import has_family
 from exporter.formats.footprint import peak_nbytes
-from exporter.formats.gguf.converter.plan import plan_converter, write_converted
+from exporter.formats.gguf.converter.install import INSTALL, installed_converter
+from exporter.formats.gguf.converter.plan import ConverterLayout, plan_converter, write_converted
 from exporter.formats.gguf.options import GgufOptions
-from exporter.formats.gguf.plan import plan_gguf
+from exporter.formats.gguf.plan import GgufLayout, plan_gguf
 from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, NATIVE_FILE_TYPES, FileType
 from exporter.formats.gguf.quantisation.files import plan_quantised, write_quantised
 from exporter.formats.gguf.split import Split, split_file
@@ -19,18 +22,28 @@ from exporter.io.parallel import Budget
 from exporter.merge.plan import MergePlan
 from exporter.progress import Progress
 
+#: Memory of the converter's process after its imports, measured with torch 2.9 and CPython 3.11.
+_CONVERTER_BYTES: Final = 450 << 20
+#: Names of the makers in the output of ``plan``.
+_OWN: Final = "ttexport's writer"
+_CONVERTER: Final = "llama.cpp's converter"
+
 
 def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Plan a single GGUF. The function reads tensor shapes and the tokenizer, but no weights.
+    """Plan a single GGUF. Reads tensor shapes and the tokenizer, but no weights.
 
+    The GGUF of a model with a built-in family is written by ttexport, and the GGUF of any other model by llama.cpp's
+    converter. Options for the converter choose the converter for every model.
     Raises NotExpressible if a GGUF cannot represent the model, and BadInput for invalid inputs.
     """
     file_type = options.file_type
     overridden = options.token_embedding_type or options.output_tensor_type
-    if options.converter:
-        settings = _converted(options, options.converter, merge, budget)
-    elif file_type in FILE_TYPES and (file_type not in NATIVE_FILE_TYPES or overridden):
-        settings = _quantised(options, FILE_TYPES[file_type], merge, budget)
+    quantised = file_type in FILE_TYPES and (file_type not in NATIVE_FILE_TYPES or overridden is not None)
+    converter = _converter(options, merge)
+    if quantised and file_type:
+        settings = _quantised(options, FILE_TYPES[file_type], converter, merge, budget)
+    elif converter:
+        settings = _converted(options, converter, merge, budget)
     else:
         settings = _native(options, merge, budget)
     if split := options.split:
@@ -42,9 +55,27 @@ def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Targe
         budget,
         casts=bool(options.types or options.dtype),
         parses_vocabulary=True,
-        quantiser=settings.get("estimated", False),
+        library_nbytes=_CONVERTER_BYTES if converter else 0,
+        whole_matrices=converter is not None,
+        quantiser=quantised,
     )
-    return Target(format=options.section, peak_nbytes=peak, **settings)
+    maker = _CONVERTER if converter else _OWN
+    maker += ", quantised by llama.cpp" if quantised else ""
+    return Target(format=options.section, peak_nbytes=peak, maker=maker, **settings)
+
+
+def _converter(options: GgufOptions, merge: MergePlan) -> Path | None:
+    """Return the converter that writes the model, or None if ttexport writes the model itself.
+
+    Raises NotExpressible if the options need a converter and none is installed.
+    """
+    if options.converter:
+        return options.converter
+    if options.converter_arguments:
+        if script := installed_converter():
+            return script
+        raise NotExpressible("gguf: --converter-arg", "no converter is installed", instead=f"run {INSTALL}")
+    return None if has_family(merge.checkpoint.config, "gguf") else installed_converter()
 
 
 def _native(options: GgufOptions, merge: MergePlan, budget: Budget) -> dict[str, Any]:
@@ -58,13 +89,19 @@ def _native(options: GgufOptions, merge: MergePlan, budget: Budget) -> dict[str,
     return {"storage": layout.ftype, "nbytes": layout.nbytes, "write": write, "notes": layout.notes}
 
 
-def _quantised(options: GgufOptions, file_type: FileType, merge: MergePlan, budget: Budget) -> dict[str, Any]:
-    source = plan_gguf(
-        merge.model("F32" if options.storage else None, budget),
-        options.storage,
-        pre_tokenizer=options.pre_tokenizer,
-        mixed="F32",
-    )
+def _quantised(
+    options: GgufOptions, file_type: FileType, converter: Path | None, merge: MergePlan, budget: Budget
+) -> dict[str, Any]:
+    source: GgufLayout | ConverterLayout
+    if converter:
+        source = _converter_layout(options, converter, options.storage or _stored(merge), merge, budget)
+    else:
+        source = plan_gguf(
+            merge.model("F32" if options.storage else None, budget),
+            options.storage,
+            pre_tokenizer=options.pre_tokenizer,
+            mixed="F32",
+        )
     layout = plan_quantised(
         source,
         file_type,
@@ -75,7 +112,7 @@ def _quantised(options: GgufOptions, file_type: FileType, merge: MergePlan, budg
 
     def write(path: Path, progress: Progress, scratch: Scratch) -> None:
         name = f"unquantised-{source.ftype}.gguf"
-        unquantised, was_there = scratch.file(name, lambda place: write_gguf(source, place, progress))
+        unquantised, was_there = scratch.file(name, lambda place: _write_source(source, place, progress))
         if was_there:
             progress(source.nbytes)
         write_quantised(layout, unquantised, path, progress)
@@ -90,14 +127,54 @@ def _quantised(options: GgufOptions, file_type: FileType, merge: MergePlan, budg
     }
 
 
-def _converted(options: GgufOptions, script: Path, merge: MergePlan, budget: Budget) -> dict[str, Any]:
-    model = merge.model("F32" if options.storage else None, budget)
-    layout = plan_converter(model, script, options.file_type or options.storage)
+def _write_source(source: GgufLayout | ConverterLayout, path: Path, progress: Progress) -> None:
+    if isinstance(source, ConverterLayout):
+        write_converted(source, path, progress)
+    else:
+        write_gguf(source, path, progress)
+
+
+def _converted(options: GgufOptions, converter: Path, merge: MergePlan, budget: Budget) -> dict[str, Any]:
+    if options.file_type and options.file_type not in NATIVE_FILE_TYPES:
+        known = ", ".join((*NATIVE_FILE_TYPES, *FILE_TYPES))
+        raise NotExpressible("gguf", f"expected one of the file types {known}, found {options.file_type}")
+    stored = merge.checkpoint.tensors[merge.checkpoint.tie.embedding].spec.dtype
+    ftype = options.file_type or options.storage or (stored if stored in NATIVE_FILE_TYPES else "F32")
+    layout = _converter_layout(options, converter, ftype, merge, budget)
 
     def write(path: Path, progress: Progress, scratch: Scratch) -> None:
         write_converted(layout, path, progress)
 
-    return {"storage": layout.ftype, "nbytes": layout.nbytes, "write": write, "maker": "llama.cpp's converter"}
+    return {
+        "storage": layout.ftype,
+        "nbytes": layout.nbytes,
+        "work_nbytes": layout.work_nbytes,
+        "estimated": True,
+        "write": write,
+        "notes": layout.notes,
+    }
+
+
+def _converter_layout(
+    options: GgufOptions, converter: Path, ftype: str, merge: MergePlan, budget: Budget
+) -> ConverterLayout:
+    if options.pre_tokenizer:
+        reason = "llama.cpp's converter, which writes this model, chooses the pre-tokenizer itself"
+        raise NotExpressible("gguf: --pre-tokenizer", reason)
+    return plan_converter(
+        merge,
+        converter,
+        ftype,
+        storage=options.storage,
+        arguments=options.converter_arguments,
+        budget=budget,
+    )
+
+
+def _stored(merge: MergePlan) -> str:
+    """Return the dtype of the base's matrices, or F32 if they have several dtypes or a dtype that GGUF lacks."""
+    dtypes = {tensor.spec.dtype for tensor in merge.checkpoint.tensors.values() if len(tensor.spec.shape) > 1}
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= NATIVE_FILE_TYPES.keys() else "F32"
 
 
 def _split(split: Split, path: Path, progress: Progress) -> None:

@@ -3,7 +3,7 @@
 An artifact of the base can be patched if the adapters change only token rows.
 
 A patched artifact contains the same tensors as an artifact written after a merge. Patched and merged artifacts are
-byte-identical if ttexport itself writes them, but may differ if a converter given with ``--converter`` writes them. The
+byte-identical if ttexport itself writes them, but may differ if llama.cpp's converter writes them. The
 base is converted and quantised only once for all models of all releases that share a store. An unquantised file from
 which several quantised files are made is also kept in a store, so that it is written once.
 """
@@ -108,7 +108,7 @@ class _StoreScratch:
         """See ``exporter.formats.target.Scratch``."""
         assert isinstance(self.options, GgufOptions), "only quantised GGUF files are made from an unquantised file"
         dtype = self.options.dtype or (_stored(self.merge) or "").lower() or None
-        plain = GgufOptions(dtype=dtype, pre_tokenizer=self.options.pre_tokenizer)
+        plain = self.options.unquantised(dtype)
         more = {} if dtype else {"mixed": "F32"}
         content_name = _content_name(plain)
         content, cached = self.store.get(

@@ -150,7 +150,9 @@ def test_tensor_that_contradicts_the_config_is_named(base: Path, change: dict[st
 
 def test_unknown_family_is_refused_with_the_alternatives(base: Path) -> None:
     edit_config(base, model_type="novel")
-    with pytest.raises(NotExpressible, match=r"model_type 'novel'.*--converter PATH .*ttexport patch"):
+    with pytest.raises(
+        NotExpressible, match=r"model_type 'novel'.*converter install .*--converter PATH.*ttexport patch"
+    ):
         plan_gguf(merged(base))
 
 

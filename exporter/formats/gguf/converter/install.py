@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import MissingDependency, NotExpressible, OutputError, writing
+from exporter.formats.gguf.converter.location import SCRIPT
 from exporter.packages import LLAMA_CPP, package_versions
 
 #: The command that installs the converter, for error messages.
 INSTALL: Final = "ttexport converter install"
-#: Name of the converter's script.
-SCRIPT: Final = "convert_hf_to_gguf.py"
 _DISTRIBUTION: Final = "llama-cpp-python"
 #: Version of llama-cpp-python → SHA-256 digest of its source distribution on PyPI.
 DIGESTS: Final = {

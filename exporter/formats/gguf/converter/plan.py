@@ -1,100 +1,128 @@
-"""Write GGUFs of model families that ttexport does not know, by running llama.cpp's converter on the merged checkpoint.
+"""Plan and write GGUFs with llama.cpp's converter, which reads an overlay of the merged checkpoint.
 
-The user passes the path of llama.cpp's converter script with the option ``--converter``. The converter script runs with
-the current Python interpreter, in a separate process without network access.
-The GGUF that the script writes is verified like every other GGUF, so a wrong conversion is detected.
+The GGUF that the converter writes is verified like every other GGUF, so the converter need not be trusted.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from exporter.errors import BadInput, NotExpressible, UnreadableFile, writing
+from exporter.errors import UnreadableFile, writing
+from exporter.formats.gguf.converter.location import script_of
+from exporter.formats.gguf.converter.needs import required_arguments
+from exporter.formats.gguf.converter.overlay import Overlay, plan_overlay, write_overlay
+from exporter.formats.gguf.converter.run import Conversion, run_converter
+from exporter.formats.gguf.converter.source import text_architecture
 from exporter.formats.gguf.metadata import model_name
-from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
-from exporter.formats.hf.write import HfLayout, plan_hf, write_hf
+from exporter.formats.gguf.quantisation.tensor_types import fits
+from exporter.formats.gguf.writer import TensorEntry
+from exporter.io.parallel import Budget
 from exporter.io.staging import sync_file
-from exporter.merge.model import MergedModel
+from exporter.merge.plan import MergePlan
 from exporter.progress import Progress, silent
-
-#: Runs a script as a program, but refuses all connections except Unix sockets.
-_RUN: Final = """
-import os, runpy, sys
-def refuse(event, args):
-    if event == "socket.getaddrinfo" or (event == "socket.connect" and isinstance(args[1], tuple)):
-        raise PermissionError("the converter runs without network")
-sys.addaudithook(refuse)
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-_OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
 class ConverterLayout:
-    """The plan of a GGUF that the converter ``script`` makes from a temporary merged checkpoint."""
+    """The plan of a GGUF that llama.cpp's converter makes from ``overlay``. The sizes are estimates.
 
-    hf: HfLayout
-    script: Path
-    ftype: str
+    ftype: the file type of the GGUF. chosen: the options of the converter that ttexport chose.
+    """
+
+    overlay: Overlay
+    conversion: Conversion
+    chosen: tuple[str, ...]
+
+    @property
+    def ftype(self) -> str:
+        """The file type of the GGUF."""
+        return self.conversion.ftype
+
+    @property
+    def entries(self) -> Sequence[TensorEntry]:
+        """The tensors of the GGUF, with llama.cpp's names for embedding and head, and otherwise with stored names."""
+        tie = self.overlay.stored.tie
+        names = {tie.embedding: "token_embd.weight", tie.head: "output.weight"}
+        return [
+            TensorEntry(names.get(name, name), self._type(spec.shape), spec.shape)
+            for name, spec in self.overlay.stored.specs.items()
+        ]
+
+    @property
+    def header_nbytes(self) -> int:
+        """Estimated size in bytes of the GGUF's metadata, which is mostly the vocabulary."""
+        tokenizer = self.overlay.stored.files.get("tokenizer.json")
+        return tokenizer.stat().st_size if tokenizer else 0
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes of the temporary merged checkpoint, which is an upper bound for the size of the GGUF."""
-        return self.hf.nbytes
+        """Estimated size of the GGUF in bytes."""
+        return self.header_nbytes + sum(entry.nbytes for entry in self.entries)
+
+    @property
+    def work_nbytes(self) -> int:
+        """Estimated number of bytes written: the GGUF, and the changed tensors of the overlay."""
+        return self.nbytes + self.overlay.nbytes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say which options of the converter were chosen for the model."""
+        return tuple(f"llama.cpp's converter runs with {option}, as the tensors need it" for option in self.chosen)
+
+    def _type(self, shape: Sequence[int]) -> str:
+        if len(shape) < 2:
+            return "F32"
+        return self.ftype if fits(self.ftype, shape[-1]) else "F16"
 
 
-def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> ConverterLayout:
-    """Plan the temporary merged checkpoint of ``model`` that the converter ``script`` reads.
+def plan_converter(
+    merge: MergePlan,
+    converter: Path,
+    ftype: str,
+    *,
+    storage: str | None = None,
+    arguments: Sequence[str] = (),
+    budget: Budget | None = None,
+) -> ConverterLayout:
+    """Plan the GGUF of the file type ``ftype`` (F32, F16, BF16 or Q8_0). Reads tensor shapes only, no weights.
 
-    The function reads tensor shapes only, no weights. ftype: the file type of the GGUF (F32, F16, BF16 or Q8_0), or
-    None to use the dtype of the embedding. Raises NotExpressible if the converter cannot write ``ftype``, and
-    UnreadableFile if the script does not exist.
+    converter: llama.cpp's script, or a folder with the script. storage: the dtype that the user requested, or None to
+    keep the base's dtype; if given, trained values are rounded once, by the converter. arguments: options that the user
+    passes to the script.
+    Raises UnreadableFile if the script does not exist, and the errors of ``required_arguments``.
     """
+    script = script_of(converter)
     if not script.is_file():
         raise UnreadableFile(script, "expected llama.cpp's convert_hf_to_gguf.py, but the file does not exist")
-    ftype = ftype or model.specs[model.tie.embedding].dtype
-    if ftype not in NATIVE_FILE_TYPES:
-        known = ", ".join(NATIVE_FILE_TYPES)
-        raise NotExpressible("gguf: --converter", f"the converter supports only the file types {known}, not {ftype}")
-    return ConverterLayout(plan_hf(model), script.resolve(), ftype)
+    script = script.resolve()
+    stored = merge.model(None, budget)
+    chosen = required_arguments(script, stored, arguments)
+    overlay = plan_overlay(stored, merge.model("F32", budget) if storage else stored)
+    architecture = text_architecture(stored.config) or "this model"
+    conversion = Conversion(script, ftype, (*chosen, *arguments), stored.path, architecture)
+    return ConverterLayout(overlay, conversion, chosen)
 
 
 def write_converted(layout: ConverterLayout, path: Path, progress: Progress = silent) -> None:
-    """Write a temporary merged checkpoint beside ``path``, and run the converter script to write the GGUF ``path``.
+    """Write the overlay beside ``path``, and let the converter write the GGUF ``path``.
 
-    The temporary checkpoint is deleted at the end. Raises BadInput if the converter script fails or writes no file; the
-    message contains the last line of the script's stderr. Raises OutputError if the temporary checkpoint cannot be
-    written.
+    The overlay is deleted at the end. After an error, no file is left at ``path``. Raises the errors of
+    ``run_converter``, and OutputError if the overlay cannot be written.
     """
     place = path.with_name(f".{path.name}.checkpoint")
     try:
         with writing(place):
             place.mkdir()
-        checkpoint = place / model_name(layout.hf.model.path)  # llama.cpp names the model after the checkpoint's folder
-        write_hf(layout.hf, checkpoint, progress)
-        _run(layout, checkpoint, path)
+        checkpoint = place / model_name(layout.overlay.stored.path)  # the converter names the model after the folder
+        write_overlay(layout.overlay, checkpoint, progress)
+        run_converter(layout.conversion, checkpoint, path, progress)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
     with writing(path):
         sync_file(path)
-
-
-def _run(layout: ConverterLayout, checkpoint: Path, path: Path) -> None:
-    command = [sys.executable, "-P", "-c", _RUN, str(layout.script), str(checkpoint)]
-    command += ["--outfile", str(path.absolute()), "--outtype", layout.ftype.lower()]
-    done = subprocess.run(
-        command, env=os.environ | _OFFLINE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
-    )
-    if done.returncode or not path.is_file():
-        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        last = lines[-1].strip() if lines else "no output on stderr"
-        fault = f"exit status {done.returncode}" if done.returncode else "the converter script wrote no GGUF file"
-        raise BadInput(f"{layout.script}: {fault}: {last:.500}")

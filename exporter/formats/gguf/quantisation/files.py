@@ -7,16 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from exporter.errors import NotExpressible, OutputError, TTExportError
-from exporter.formats.gguf.plan import GgufLayout
 from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, FileType
 from exporter.formats.gguf.quantisation.imatrix import read_imatrix
 from exporter.formats.gguf.quantisation.tensor_types import estimated_nbytes
+from exporter.formats.gguf.writer import TensorEntry
 from exporter.io.staging import sync_file
 from exporter.packages import LLAMA_CPP
 from exporter.progress import Progress, silent
@@ -28,6 +29,22 @@ class QuantiserFailed(TTExportError):
     """Raised if llama.cpp's quantiser crashes without printing an error message."""
 
 
+class Unquantised(Protocol):
+    """The plan of an unquantised GGUF."""
+
+    @property
+    def entries(self) -> Sequence[TensorEntry]:
+        """The entries of all tensors."""
+
+    @property
+    def header_nbytes(self) -> int:
+        """Size in bytes of everything before the data section."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the whole GGUF in bytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantisedLayout:
     """The plan of a GGUF of the type ``file_type``, made by quantising the unquantised GGUF ``source``.
@@ -36,7 +53,7 @@ class QuantisedLayout:
     chooses the type of the tensor.
     """
 
-    source: GgufLayout
+    source: Unquantised
     file_type: FileType
     imatrix: Path | None = None
     token_embedding_type: str | None = None
@@ -49,9 +66,8 @@ class QuantisedLayout:
 
         The size is only estimated, because llama.cpp chooses the tensor types while writing the file.
         """
-        entries = [tensor.entry for tensor in self.source.tensors]
-        sizes = [estimated_nbytes(self.file_type, entry.name, entry.shape) for entry in entries]
-        return len(self.source.draft_header()) + sum(sizes)
+        sizes = [estimated_nbytes(self.file_type, entry.name, entry.shape) for entry in self.source.entries]
+        return self.source.header_nbytes + sum(sizes)
 
     @property
     def work_nbytes(self) -> int:
@@ -60,7 +76,7 @@ class QuantisedLayout:
 
 
 def plan_quantised(
-    source: GgufLayout,
+    source: Unquantised,
     file_type: FileType,
     *,
     imatrix: Path | None = None,
