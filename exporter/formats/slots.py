@@ -18,6 +18,19 @@ EXPERTS: Final = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN})
 _BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|(attention|attn)\.masked_bias|attention\.bias)$")
 
 
+def naming_schemes(spec: DecoderSpec) -> list[Mapping[str, Slot]]:
+    """Return all ways in which a checkpoint may name the tensors of the decoder.
+
+    A checkpoint that was saved from the base model (AutoModel) lacks the prefix of the base model's module, such as
+    ``model.``. transformers loads such a checkpoint into the model with a head as well.
+    """
+    schemes = list(spec.naming_schemes)
+    for scheme in spec.naming_schemes:
+        prefix = next(name for name, slot in scheme.items() if slot.role is Role.EMBED).partition(".")[0] + "."
+        schemes.append({name.removeprefix(prefix): slot for name, slot in scheme.items()})
+    return schemes
+
+
 def assign(
     model: MergedModel, specs: Mapping[str, TensorSpec], spec: DecoderSpec
 ) -> tuple[dict[str, Slot], dict[str, str]]:
@@ -30,7 +43,7 @@ def assign(
     TensorMismatch if a tensor is missing or if its shape contradicts the config.
     """
     # The checkpoint's naming scheme is the scheme with the most tensor names in common with the checkpoint.
-    scheme = max(spec.naming_schemes, key=lambda names: len(names.keys() & specs.keys()))
+    scheme = max(naming_schemes(spec), key=lambda names: len(names.keys() & specs.keys()))
     tie = model.tie
     kept: dict[str, Slot] = {}
     dropped: dict[str, str] = {}

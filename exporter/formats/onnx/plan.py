@@ -17,7 +17,7 @@ from exporter.formats.onnx.weights.packing import Group, packed
 from exporter.formats.onnx.weights.placing import aligned
 from exporter.formats.onnx.weights.precision import PRECISIONS, Precision
 from exporter.formats.onnx.weights.rope import tables
-from exporter.formats.slots import EXPERTS, NORMS, assign
+from exporter.formats.slots import EXPERTS, NORMS, assign, naming_schemes
 from exporter.formats.views import Regrouped, Shifted, Stacked
 from exporter.merge.model import MergedModel
 from exporter.tensors import DTYPES, LazyTensor
@@ -90,7 +90,7 @@ def plan_onnx(
     """
     spec = describe(model.config, "onnx")
     kept, dropped = assign(model, model.specs, spec)
-    places = {name: number for scheme in spec.naming_schemes for number, name in enumerate(scheme)}
+    places = {name: number for scheme in naming_schemes(spec) for number, name in enumerate(scheme)}
     groups: dict[tuple[Role, int | None, str], list[str]] = {}
     ledger = model.ledger()
     for name in sorted(kept, key=places.__getitem__):

@@ -78,8 +78,10 @@ def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[
     table = gguf.get_tensor_name_map(numbers[arch], layers)
     by_name: dict[str, list[tuple[int, str]]] = {}
     unknown = []
+    # A checkpoint that was saved from AutoModel has no prefix before the names of the base model's tensors.
+    prefix = "model." if "embed_tokens.weight" in names else "gpt_neox." if "embed_in.weight" in names else ""
     for stored in names:
-        plain = _WRAPPER.sub("model.", stored)
+        plain = stored if stored.startswith(("lm_head.", "embed_out.")) else _WRAPPER.sub("model.", prefix + stored)
         member = _MEMBER.search(plain)
         key = _MEMBER.sub(lambda match: "." if match[1] == "norms" else ".experts.", plain)
         name = table.get_name(key, try_suffixes=(".weight", ".bias"))
