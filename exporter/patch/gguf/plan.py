@@ -107,11 +107,11 @@ def plan_rows(model: GgufModel, adapters: Sequence[Adapter], dtype: str, provena
     vocabulary = tokens.patch_vocabulary(model, {key.name: key for key in keys}, adapters, edits)
     patches = {name: _tensor_patch(model.tensors[name], edits, dtype, vocabulary.size) for name in edits.rows}
     changes = list(vocabulary.changes)
-    kept: Sequence[Key] = keys
+    kept: Sequence[Key] = [key for key in keys if key.name not in vocabulary.removed]
     if vocabulary.size != model.tensors[EMBEDDING].n_rows:
-        more, kept = _of_size(model, keys, patches, states_bos=vocabulary.states_bos)
+        more, kept = _of_size(model, kept, patches, states_bos=vocabulary.states_bos)
         changes += more
-    patched = header.with_provenance(header.changed_keys(kept, changes, tokens.ORDER), provenance)
+    patched = header.with_provenance(header.changed_keys(kept, changes, vocabulary.order), provenance)
     files = []
     for number, file in enumerate(model.files):
         own = [patches[name] for name in file.tensors if name in patches]

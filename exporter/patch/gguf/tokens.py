@@ -7,7 +7,7 @@ templates to match the adapter's tokenizer. A patch does not change BPE merges o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,8 @@ from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.added_tokens import added_tokens
 from exporter.formats.gguf.vocab.special_tokens import special_keys
-from exporter.formats.gguf.vocab.templates import template_keys
+from exporter.formats.gguf.vocab.templates import NAMES as TEMPLATE_NAMES
+from exporter.formats.gguf.vocab.templates import TEMPLATE, template_keys
 from exporter.formats.gguf.vocab.tokens import ADDED_SCORE, PADDING_SCORE, with_rows
 from exporter.formats.gguf.writer import Key
 from exporter.io.json_objects import read_object
@@ -44,13 +45,16 @@ class PatchedVocabulary:
 
     size: number of rows of the embedding. changes: header keys with new values. new_tokens: the tokens that the patch
     adds to the file, as a dict from token id to text. states_bos: whether the adapter's tokenizer contains a setting
-    for adding a BOS token.
+    for adding a BOS token. removed: names of header keys that the patch removes. order: names of header keys in the
+    order of llama.cpp's converter, which gives the place of a new key.
     """
 
     size: int
     changes: Sequence[Key]
     new_tokens: Mapping[int, str]
     states_bos: bool
+    removed: Set[str]
+    order: Sequence[str]
 
 
 def patch_vocabulary(
@@ -82,11 +86,25 @@ def patch_vocabulary(
     specials: list[Key] = []
     if files and (tokenizer_model := model.metadata.get("tokenizer.ggml.model")) in _MODELS:
         specials, _ = special_keys(files, ({}, {}), content, settings, ids, size, tokenizer_model)
-        specials += template_keys(chat_templates(files) or {})
     # The settings for a first or last token of every text stay, because the tokenizer's files alone do not determine
     # these settings.
     changes += [key for key in specials if not key.name.startswith("tokenizer.ggml.add_") and keys.get(key.name) != key]
-    return PatchedVocabulary(size, changes, new, any(key.name == "tokenizer.ggml.add_bos_token" for key in specials))
+    states_bos = any(key.name == "tokenizer.ggml.add_bos_token" for key in specials)
+    templates, removed = _templates(keys, files)
+    order = [*ORDER, *(key.name for key in templates)]
+    return PatchedVocabulary(size, [*changes, *templates], new, states_bos, removed, order)
+
+
+def _templates(keys: Mapping[str, Key], files: Mapping[str, Path]) -> tuple[list[Key], Set[str]]:
+    """Return (keys of the adapters' chat templates, names of the file's keys of chat templates).
+
+    The adapters' chat templates replace all chat templates of the file, as in a merge. Nothing is returned if the
+    adapters have no chat templates, or if the file has the same chat templates.
+    """
+    new = template_keys(chat_templates(files) or {})
+    old = {name for name in keys if name in (TEMPLATE, TEMPLATE_NAMES) or name.startswith(f"{TEMPLATE}.")}
+    unchanged = {key.name: key for key in new} == {name: keys[name] for name in old}
+    return ([], frozenset()) if unchanged or not new else (new, old)
 
 
 def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
@@ -213,5 +231,4 @@ ORDER: Final = (
     "tokenizer.ggml.add_bos_token",
     "tokenizer.ggml.add_eos_token",
     "tokenizer.ggml.add_sep_token",
-    "tokenizer.chat_template",
 )

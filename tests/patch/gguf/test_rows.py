@@ -195,6 +195,27 @@ def test_special_tokens_and_template_of_the_adapter_are_written(tiny_tied: Path,
     assert metadata["tokenizer.chat_template"] == "{{ messages }}"
 
 
+@pytest.mark.parametrize("names", [("chat_template", "tool use"), ("tool use",), ("chat_template",)])
+def test_the_adapters_chat_templates_replace_all_templates_of_the_file(
+    names: tuple[str, ...], tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    def store(folder: Path, *names: str) -> Path:
+        (folder / "chat_template.jinja").unlink()
+        (folder / "additional_chat_templates").mkdir()
+        for name in names:
+            place = folder if name == "chat_template" else folder / "additional_chat_templates"
+            (place / f"{name}.jinja").write_text(f"{folder.name} {name}")
+        return folder
+
+    base = store(Path(shutil.copytree(tiny_tied, tmp_path / "base")), "chat_template", "rag")
+    adapter = store(Path(shutil.copytree(tiny_adapter, tmp_path / "adapter")), *names)
+    succeed("export", base, "--to", "gguf", "-o", tmp_path / "base.gguf")
+    succeed("merge", adapter, "--base", base, "--to", "gguf", "-o", tmp_path / "want.gguf")
+    succeed("patch", tmp_path / "base.gguf", adapter, "--base", base, "-o", tmp_path / "got.gguf")
+    assert (tmp_path / "got.gguf").read_bytes() == (tmp_path / "want.gguf").read_bytes()
+    assert "tokenizer.chat_template.rag" not in GgufFile.open(tmp_path / "got.gguf").metadata
+
+
 def test_a_head_that_repeats_the_embedding_gets_the_rows_too(
     tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
