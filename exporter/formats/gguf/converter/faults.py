@@ -74,6 +74,10 @@ def explained(failure: Failure) -> TTExportError:
         return NotExpressible(f"{target}: tokenizer", reason, instead=_OPTION)
     if any("vocab" in function for function in failure.functions):
         return BadInput(f"{failure.base}: tokenizer: {_lacking(failure)}", path=failure.base)
+    if last.startswith("KeyError: ") and "hparams" in failure.statement:
+        reader = f"llama.cpp's converter for {failure.architecture}"
+        reason = f"config.json: expected the key {last.removeprefix('KeyError: ')}, which {reader} reads, found none"
+        return BadInput(f"{failure.base}: {reason}", path=failure.base)
     return BadInput(f"{failure.script}: {_ending(failure)}: {last:.500}{_where(failure)}")
 
 

@@ -3,19 +3,20 @@
 The overlay is a folder with symbolic links to the weight files of the base, a weight file with the changed tensors, an
 index, the merged config and the merged tokenizer files. A base file that contains a changed tensor is linked as a
 whole, so such a tensor is stored twice: with the base's values in the linked file, and with the merged values in the
-overlay's own file. The index names the overlay's own file. llama.cpp's converter reads the weight files in the order of
-their names, and a tensor of a later file replaces an equally named tensor of an earlier file
-(``ModelBase.index_tensors``). The names are chosen so that the own file is the last file. The place of a tensor in the
-converter's output depends on the first file with the tensor, so the order of the GGUF's tensors is the base's order.
-The converter refuses a weight file with a tensor that the index lacks. If the merged model lacks a tensor of a base
-file, the file's other tensors are therefore copied to the own file.
+overlay's own file, which the index names. llama.cpp's converter reads the weight files in the order of their names, and
+a tensor of a later file replaces an equally named tensor of an earlier file (``ModelBase.index_tensors``). The own file
+therefore gets the last name. The order of the GGUF's tensors depends on the first file with each tensor, so it is the
+base's order. For the same reason, a base file of which every tensor changed is replaced by an own file in its place.
+A base file with a tensor that the merged model lacks is also replaced by an own file, because the converter refuses
+tensors that the index lacks.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,6 @@ from exporter.merge.model import MergedModel
 from exporter.progress import Progress, silent
 from exporter.sources.hf.checkpoint import CONFIG, GENERATION_CONFIG, INDEX
 from exporter.sources.hf.safetensors import FileTensor, prepare, read_tensors
-from exporter.tensors import TensorSpec
 
 _METADATA: Final = {"format": "pt"}
 
@@ -36,64 +36,78 @@ _METADATA: Final = {"format": "pt"}
 class Overlay:
     """The plan of an overlay checkpoint.
 
-    stored: the merged model in the base's dtypes. values: the merged model from which changed tensors are written,
-    possibly in a wider dtype. linked: the base's weight files, in the order of their names. own: the names of the
-    tensors in the overlay's own weight file.
+    stored: the merged model in the base's dtypes. values: the merged model from which the overlay's own files are
+    written, possibly in a wider dtype. contents: for each weight file of the overlay, in the order in which the
+    converter reads the files, either the base's file to link, or the names of the tensors of an own file.
     """
 
     stored: MergedModel
     values: MergedModel
-    linked: tuple[Path, ...]
-    own: tuple[str, ...]
+    contents: tuple[Path | tuple[str, ...], ...]
 
     @property
-    def own_specs(self) -> list[TensorSpec]:
-        """The tensors of the overlay's own weight file."""
-        return [self.values.specs[name] for name in self.own]
+    def own(self) -> tuple[str, ...]:
+        """The names of all tensors in the overlay's own files."""
+        return tuple(name for content in self.contents if isinstance(content, tuple) for name in content)
 
     @property
     def nbytes(self) -> int:
         """Number of tensor bytes that are written, without the linked files."""
-        return sum(spec.nbytes for spec in self.own_specs)
+        return sum(self.values.specs[name].nbytes for name in self.own)
 
     @property
-    def shards(self) -> Mapping[str, Path | None]:
-        """Return {name of a weight file of the overlay: linked file, or None for the own file}, in reading order."""
-        files = [*self.linked, None] if self.own else [*self.linked]
-        return {f"model-{number:05}-of-{len(files):05}.safetensors": file for number, file in enumerate(files, 1)}
+    def shards(self) -> Mapping[str, Path | tuple[str, ...]]:
+        """Return ``contents`` as a dict from the name of each weight file of the overlay to its content."""
+        count = len(self.contents)
+        return {
+            f"model-{number:05}-of-{count:05}.safetensors": content for number, content in enumerate(self.contents, 1)
+        }
+
+    @cached_property
+    def weight_map(self) -> Mapping[str, str]:
+        """Map the name of every tensor to the weight file from which the converter takes the tensor."""
+        places: dict[str, str] = {}
+        for shard, content in self.shards.items():
+            places |= dict.fromkeys(read_tensors(content) if isinstance(content, Path) else content, shard)
+        return dict(sorted(places.items()))
 
     def index(self) -> dict[str, object]:
-        """Return the content of ``model.safetensors.index.json``, which names one weight file for every tensor."""
-        own = set(self.own)
-        shard_of = {file: name for name, file in self.shards.items()}
-        places = {
-            name: shard_of[None] if name in own else shard_of[self.stored.where(name)] for name in self.stored.tensors
-        }
-        size = sum(spec.nbytes for name, spec in self.stored.specs.items() if name not in own) + self.nbytes
-        return {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+        """Return the content of ``model.safetensors.index.json``."""
+        own = frozenset(self.own)
+        size = sum((self.values if name in own else self.stored).specs[name].nbytes for name in self.weight_map)
+        return {"metadata": {"total_size": size}, "weight_map": self.weight_map}
 
 
 def plan_overlay(stored: MergedModel, values: MergedModel) -> Overlay:
     """Plan the overlay of the merged model ``stored``. Reads the headers of the base's weight files, and no weights.
 
-    values: the same merged model, in the dtype in which changed tensors are written.
+    values: the same merged model, in the dtype in which the overlay's own files are written.
     """
-    unchanged = {
-        name: tensor.place.path
-        for name, tensor in stored.tensors.items()
-        if isinstance(tensor, FileTensor) and tensor.spec.name == name
-    }
-    # Files of which every tensor changed are linked as well, because of the order of the tensors.
-    of_base = {stored.where(name) for name in stored.tensors if stored.where(name).name == stored.shards[name]}
-    files = of_base.union(unchanged.values())
-    linked = {path for path in files if read_tensors(path).keys() <= stored.tensors.keys()}
-    own = tuple(name for name in stored.tensors if unchanged.get(name) not in linked)
-    written = frozenset(own)
-    ledger = stored.ledger()
+    by_file: dict[str, list[str]] = {}
     for name in stored.tensors:
-        ledger.take(name, "written to the overlay" if name in written else "linked")
+        by_file.setdefault(stored.shards[name], []).append(name)
+    contents: list[Path | tuple[str, ...]] = []
+    changed: list[str] = []
+    for _, names in sorted(by_file.items()):
+        unchanged = {name: place for name in names if (place := _unchanged(stored, name))}
+        paths = set(unchanged.values())
+        if len(paths) == 1 and all(read_tensors(path).keys() <= stored.tensors.keys() for path in paths):
+            contents += paths
+            changed += [name for name in names if name not in unchanged]
+        else:
+            contents.append(tuple(names))
+    overlay = Overlay(stored, values, (*contents, tuple(changed)) if changed else tuple(contents))
+    ledger = stored.ledger()
+    for name, shard in overlay.weight_map.items():
+        ledger.take(name, f"in {shard} of the overlay")
     ledger.close()
-    return Overlay(stored, values, tuple(sorted(linked, key=lambda path: (path.name, path))), own)
+    return overlay
+
+
+def _unchanged(model: MergedModel, name: str) -> Path | None:
+    """Return the weight file that contains the merged tensor ``name`` under that name, or None if none does."""
+    tensor = model.tensors[name]
+    return tensor.place.path if isinstance(tensor, FileTensor) and tensor.spec.name == name else None
 
 
 def write_overlay(overlay: Overlay, folder: Path, progress: Progress = silent) -> None:
@@ -104,11 +118,11 @@ def write_overlay(overlay: Overlay, folder: Path, progress: Progress = silent) -
     model = overlay.stored
     with writing(folder):
         folder.mkdir()
-    for name, file in overlay.shards.items():
-        if file is None:
-            _write_own(overlay, folder / name, progress)
+    for name, content in overlay.shards.items():
+        if isinstance(content, Path):
+            _link(content, folder / name)
         else:
-            _link(file, folder / name)
+            _write_own(overlay.values, content, folder / name, progress)
     write_file(folder / INDEX, as_json(overlay.index()))
     write_file(folder / CONFIG, as_json(model.config))
     if model.generation_config and GENERATION_CONFIG not in model.files:
@@ -116,16 +130,17 @@ def write_overlay(overlay: Overlay, folder: Path, progress: Progress = silent) -
     for name, file in sorted(model.files.items()):
         if name not in model.rewritten:
             _link(file, folder / name)
-    for name, content in sorted(model.rewritten.items()):
-        write_file(folder / name, content)
+    for name, text in sorted(model.rewritten.items()):
+        write_file(folder / name, text)
 
 
-def _write_own(overlay: Overlay, path: Path, progress: Progress) -> None:
-    header, places = prepare(overlay.own_specs, _METADATA)
-    with OutputFile(path, progress, nbytes=len(header) + overlay.nbytes) as file:
+def _write_own(model: MergedModel, names: Sequence[str], path: Path, progress: Progress) -> None:
+    specs = [model.specs[name] for name in names]
+    header, places = prepare(specs, _METADATA)
+    with OutputFile(path, progress, nbytes=len(header) + sum(spec.nbytes for spec in specs)) as file:
         file.write(header)
         for spec, _ in places:
-            file.write_segments(overlay.values.tensor(spec.name).segments(), spec.nbytes)
+            file.write_segments(model.tensor(spec.name).segments(), spec.nbytes)
 
 
 def _link(file: Path, link: Path) -> None:

@@ -6,6 +6,27 @@ import json
 import shutil
 from pathlib import Path
 
+# llama.cpp's script with a fixed pre-tokenizer, because it does not know the hash of a tiny tokenizer.
+_SCRIPT = """
+import sys
+root = {root!r}
+sys.path[:0] = [root, root + "/gguf-py"]
+import conversion.base
+conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre_tokenizer!r}
+import convert_hf_to_gguf
+convert_hf_to_gguf.main()
+"""
+
+
+def script_for_tiny_tokenizers(root: Path, folder: Path, pre_tokenizer: str = "smollm") -> Path:
+    """Write a folder that holds the converter of ``root`` with the name of the pre-tokenizer, and return the script."""
+    folder.mkdir(parents=True)
+    for name in ("conversion", "gguf-py"):
+        (folder / name).symlink_to(root / name)
+    script = folder / "convert_hf_to_gguf.py"
+    script.write_text(_SCRIPT.format(root=str(root), pre_tokenizer=pre_tokenizer))
+    return script
+
 
 def flattened(overlay: Path, out: Path) -> Path:
     """Write a plain checkpoint with the tensors that the index of ``overlay`` names, and return its folder."""

@@ -56,6 +56,11 @@ def traceback(function: str, statement: str, last: str) -> tuple[str, ...]:
             "^gguf: base: tokenizer: expected a pre-tokenizer that this version of llama.cpp knows",
         ),
         (
+            traceback("set_gguf_parameters", "size = self.hparams['head_dim']", "KeyError: 'head_dim'"),
+            BadInput,
+            r"^base: config.json: expected the key 'head_dim', which .* for ChatGLMModel reads, found none$",
+        ),
+        (
             traceback("__init__", "assert self.opt_num_mtp_layers != 0", "AssertionError"),
             BadInput,
             r"^convert.py: exit status 1: AssertionError \(assert self.opt_num_mtp_layers != 0\)$",
