@@ -68,6 +68,8 @@ LAYERS = (
     "exporter.formats.gguf.quantisation.imatrix",
     "exporter.formats.gguf.quantisation.tensors",
     "exporter.formats.gguf.vocab",
+    "exporter.formats.gguf.metadata",
+    "exporter.formats.gguf.in_llama_cpp",
     "exporter.formats.gguf.converter.location",
     "exporter.formats.gguf.converter.install",
     "exporter.formats.gguf",

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporter.errors import BadInput
+from exporter.sources.hf.llama_cpp import MatchedToken, looks_like_control, token_notes
 from tuner.layers.tying import further_embedding, input_embedding, output_embedding, tied_module_names, unwrap
 
-__all__ = ["add_tokens", "existing_token_id", "start_rows"]
+__all__ = ["add_tokens", "existing_token_id", "llama_cpp_notes", "start_rows"]
 
 _CHUNK_ROWS: Final = 8192  # 21 MB of float32 at H=640; with chunks, statistics over V rows need no second matrix
 
@@ -50,6 +51,21 @@ def existing_token_id(tokenizer: PreTrainedTokenizerBase, token: str, rows: int)
             f"--token {token!r}: expected an id below {rows}, the number of rows of the embedding, found {token_id}"
         )
     return int(token_id)
+
+
+def llama_cpp_notes(
+    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], ends: int | list[int] | None
+) -> list[str]:
+    """Return a sentence for each way in which llama.cpp will treat the taught tokens unlike transformers.
+
+    token_ids: the ids of the taught tokens. ends: the id or ids at which transformers ends generation.
+    """
+    matched = [
+        MatchedToken(token_id, token.content, token.normalized, token.special or looks_like_control(token.content))
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+    ]
+    end_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return token_notes(tokenizer.get_vocab(), matched, set(token_ids), end_ids)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -22,7 +22,7 @@ from exporter.sources.hf.full_precision import require_plain_rows
 from tuner.inputs.base import Base, StoredTensor, load_base, open_base, quiet, stored_embedding
 from tuner.inputs.data import Examples, read_examples, split_examples
 from tuner.inputs.encode import Encoded, encode_examples
-from tuner.inputs.vocab import add_tokens, embedding_rows, existing_token_id
+from tuner.inputs.vocab import add_tokens, embedding_rows, existing_token_id, llama_cpp_notes
 from tuner.layers.switch import enable
 from tuner.spec import TuneSpec
 from tuner.training.adapt import adapt
@@ -86,6 +86,9 @@ def tune(
     tokens = _token_list(spec, added, known)
     data = _encode(tokenizer, examples, held_out, spec)
     _note_data(tokens, data, spec, note)
+    ends = model.generation_config.eos_token_id
+    for line in llama_cpp_notes(tokenizer, [entry["id"] for entry in tokens], ends):
+        note(f"in a GGUF: {line}")
     set_seed(spec.seed)  # a LoRA adapter starts with random factors
     tuned = adapt(model, base, [entry["id"] for entry in tokens], spec)
     record = {"tokens": tokens, **_record(spec, base, embedding, data)}

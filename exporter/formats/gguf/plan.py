@@ -17,6 +17,7 @@ from exporter.families.llama_cpp import Architecture
 from exporter.families.spec import DecoderSpec, Role, Rope, Slot
 from exporter.formats.gguf import metadata, writer
 from exporter.formats.gguf.architectures import architecture, check_biases, notes
+from exporter.formats.gguf.in_llama_cpp.general_name import general_name
 from exporter.formats.gguf.names import tensor_name
 from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.formats.gguf.quantisation.tensor_types import native_type
@@ -120,6 +121,7 @@ def plan_gguf(
     for name, rule in dropped.items():
         ledger.take(name, rule)
     ledger.close()
+    named = general_name(model.path, model.files)
     tokens = vocabulary(
         model.files,
         model.config,
@@ -128,8 +130,9 @@ def plan_gguf(
         pre_tokenizer=pre_tokenizer,
         generation=model.generation_config,
         templates=model.templates,
+        strips=named.exact,
     )
-    keys = _keys(model, spec, row, ftype, [tensor.entry for tensor in tensors], tokens.keys)
+    keys = _keys(model, named.text, spec, row, ftype, [tensor.entry for tensor in tensors], tokens.keys)
     return GgufLayout(model, ftype, keys, tensors, dropped, [*tokens.notes, *notes(spec, row)])
 
 
@@ -271,6 +274,7 @@ def _llama3(rope: Rope, numbers: Settings) -> Array:
 
 def _keys(
     model: MergedModel,
+    name: str,
     spec: DecoderSpec,
     row: Architecture,
     ftype: str,
@@ -282,9 +286,7 @@ def _keys(
         flag = writer.truth("tokenizer.ggml.add_bos_token", False)
         tokenizer = [key for key in tokenizer if key.name != flag.name] + [flag]
     return [
-        *metadata.general_keys(
-            row.name, metadata.model_name(model.path), metadata.size_class(entries), model.generation_config
-        ),
+        *metadata.general_keys(row.name, name, metadata.size_class(entries), model.generation_config),
         *metadata.decoder_keys(row, spec, ftype, head_length=model.config.get("head_dim") is not None),
         *tokenizer,
     ]

@@ -11,6 +11,7 @@ from exporter.families import has_family
 from exporter.formats.footprint import peak_nbytes
 from exporter.formats.gguf.converter.install import INSTALL, installed_converter
 from exporter.formats.gguf.converter.plan import ConverterLayout, plan_converter, write_converted
+from exporter.formats.gguf.in_llama_cpp.taught_tokens import taught_token_notes
 from exporter.formats.gguf.options import GgufOptions
 from exporter.formats.gguf.plan import GgufLayout, plan_gguf
 from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, NATIVE_FILE_TYPES, FileType
@@ -46,6 +47,7 @@ def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Targe
         settings = _converted(options, converter, merge, budget)
     else:
         settings = _native(options, merge, budget)
+    settings["notes"] = (*settings.get("notes", ()), *taught_token_notes(merge))
     if split := options.split:
         # The file is split at the end, so the whole file and the parts are on disk together for a moment.
         settings["work_nbytes"] = settings.get("work_nbytes", settings["nbytes"]) + settings["nbytes"]

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -99,3 +99,19 @@ def ends(path: Path) -> set[int]:
         vocab = llama_cpp.llama_model_get_vocab(model)
         count = llama_cpp.llama_vocab_n_tokens(vocab)
         return {token_id for token_id in range(count) if llama_cpp.llama_vocab_is_eog(vocab, token_id)}
+
+
+class TokenKind(NamedTuple):
+    """Whether llama.cpp ends generation at a token, and whether the token is a control token."""
+
+    ends: bool
+    control: bool
+
+
+def token_kinds(path: Path) -> list[TokenKind]:
+    with _model(path, vocab_only=True) as model:
+        vocab = llama_cpp.llama_model_get_vocab(model)
+        return [
+            TokenKind(llama_cpp.llama_vocab_is_eog(vocab, i), llama_cpp.llama_vocab_is_control(vocab, i))
+            for i in range(llama_cpp.llama_vocab_n_tokens(vocab))
+        ]

@@ -211,3 +211,14 @@ def test_public_names_are_found_on_first_use_and_others_are_not() -> None:
     assert {name for name in package.__all__ if getattr(package, name)} == set(package.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         package.nothing  # noqa: B018
+
+
+def test_what_llama_cpp_will_do_with_the_tokens_is_said_before_the_training(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": "The <EOT> counts the <|tool|>"}) + "\n")
+    more = ("--new-token", "<EOT>", "--new-token", "<|tool|>", "--steps", "1")
+    assert run(base, tmp_path / "data.jsonl", tmp_path / "out", *more) == 0
+    shown = capsys.readouterr().err
+    assert "in a GGUF: llama.cpp ends generation at '<EOT>' (id" in shown
+    assert "in a GGUF: llama.cpp omits the control tokens '<|tool|>' (id" in shown

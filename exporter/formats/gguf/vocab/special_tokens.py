@@ -19,6 +19,7 @@ from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.added_tokens import named_settings
 from exporter.formats.gguf.vocab.post_processor import Specials, post_process
 from exporter.formats.gguf.writer import Key
+from exporter.sources.hf.llama_cpp import ENDS
 
 _ID_KEYS: Final = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -39,15 +40,6 @@ _ASSUMED: Final[Mapping[str, str]] = {
     **dict.fromkeys(("llama", "llama-bpe", "falcon-h1", "lfm2", "tekken"), "bos"),
     "t5": "eos",
 }
-
-#: Texts of tokens that llama.cpp recognises as ends of a turn. Source: llama_vocab::impl::load, special_eog_ids.
-_KNOWN_ENDS: Final = frozenset(
-    {
-        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
-        *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
-        *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~["),
-    }
-)
 
 
 def special_keys(
@@ -134,7 +126,7 @@ def _further_ends(
             raise BadInput(f"{name}: eos_token_id: expected ids below {rows}, found {token_id}")
         special_ids.setdefault("eos", token_id)
         known = {special_ids.get(role) for role in ("eos", "eot", "eom")}
-        if token_id in known or texts.get(token_id) in _KNOWN_ENDS:
+        if token_id in known or texts.get(token_id) in ENDS:
             continue
         free = next((role for role in ("eot", "eom") if role not in special_ids), None)
         if free:

@@ -40,6 +40,7 @@ def vocabulary(
     pre_tokenizer: str | None = None,
     generation: Mapping[str, Any] | None = None,
     templates: Mapping[str, str] | None = None,
+    strips: bool = False,
 ) -> Vocabulary:
     """Convert a tokenizer to GGUF metadata for a model whose embedding has ``vocab`` rows.
 
@@ -47,7 +48,8 @@ def vocabulary(
     generation_config.json.
     pre_tokenizer: the pre-tokenizer name to write for a byte-level BPE tokenizer, or None to write the name that
     ttexport recognises. templates: dict from name to text of each chat template, or None to take the templates from
-    ``files``. Raises NotExpressible for tokenizers that llama.cpp does not support, BadInput for broken
+    ``files``. strips: whether the model's name makes llama.cpp apply the flag ``rstrip`` exactly.
+    Raises NotExpressible for tokenizers that llama.cpp does not support, BadInput for broken
     tokenizers, and UsageError if ``pre_tokenizer`` is given but the tokenizer is not a byte-level BPE.
     """
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
@@ -80,7 +82,7 @@ def vocabulary(
     keys += id_keys
     notes += id_notes
     keys += template_keys(chat_templates(files) or {} if templates is None else templates)
-    return Vocabulary(keys, [*notes, *lost_notes, *flag_notes(added)])
+    return Vocabulary(keys, [*notes, *lost_notes, *flag_notes(added, strips=strips)])
 
 
 def _content(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import BadInput, NotExpressible
+from exporter.sources.hf.llama_cpp import looks_like_control
 from exporter.sources.hf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 #: llama.cpp's converter's scores for rows without a token and for added tokens. llama.cpp does not use the scores.
@@ -42,7 +43,7 @@ class AddedToken:
 
         The type of an added token depends on the flag ``special`` and on whether the text looks like a control token.
         """
-        if self.special or _looks_special(self.text):
+        if self.special or looks_like_control(self.text):
             return self.text, CONTROL
         if byte_level:
             return self.text, USER_DEFINED
@@ -123,14 +124,14 @@ def with_rows(added: Sequence[AddedToken], rows: int) -> tuple[list[AddedToken],
     return [token for token in added if token not in lost], notes
 
 
-def flag_notes(added: Iterable[AddedToken]) -> list[str]:
+def flag_notes(added: Iterable[AddedToken], *, strips: bool = False) -> list[str]:
     """Return notes that list the added tokens with flags that a GGUF cannot represent.
 
     The flags of an added token affect the text around the token: for example, ``lstrip`` drops the spaces before the
-    token.
+    token. strips: whether llama.cpp applies the flag ``rstrip`` because of the model's name.
     """
     notes, added = [], list(added)
-    for flag in FLAGS:
+    for flag in (flag for flag in FLAGS if not (strips and flag == "rstrip")):
         notes += _note(
             [token for token in added if flag in token.flags], f"a GGUF has no metadata key for the flag {flag}"
         )
@@ -149,16 +150,6 @@ def normalised_notes(added: Iterable[AddedToken]) -> list[str]:
 def _note(tokens: list[AddedToken], difference: str) -> list[str]:
     more = f" and {len(tokens) - 1} more" if len(tokens) > 1 else ""
     return [f"added token {tokens[0].text!r}{more}: {difference}"] if tokens else []
-
-
-def _looks_special(token: str) -> bool:
-    """Whether llama.cpp treats a token as a control token because of its text, regardless of the token's flags."""
-    return (
-        token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
-        or (token.startswith("<|") and token.endswith("|>"))
-        or (token.startswith("<\uff5c") and token.endswith("\uff5c>"))
-        or (token.startswith("<unused") and token.endswith(">"))
-    )
 
 
 __all__ = [
