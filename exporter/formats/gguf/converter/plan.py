@@ -16,7 +16,7 @@ from exporter.formats.gguf.converter.needs import required_arguments
 from exporter.formats.gguf.converter.overlay import Overlay, plan_overlay, write_overlay
 from exporter.formats.gguf.converter.run import Conversion, run_converter
 from exporter.formats.gguf.converter.source import text_architecture
-from exporter.formats.gguf.metadata import model_name
+from exporter.formats.gguf.in_llama_cpp.general_name import GeneralName, general_name
 from exporter.formats.gguf.quantisation.tensor_types import fits
 from exporter.formats.gguf.writer import TensorEntry
 from exporter.io.parallel import Budget
@@ -29,12 +29,13 @@ from exporter.progress import Progress, silent
 class ConverterLayout:
     """The plan of a GGUF that llama.cpp's converter makes from ``overlay``. The sizes are estimates.
 
-    ftype: the file type of the GGUF. chosen: the options of the converter that ttexport chose.
+    ftype: the file type of the GGUF. chosen: the options of the converter that ttexport chose. name: the model's name.
     """
 
     overlay: Overlay
     conversion: Conversion
     chosen: tuple[str, ...]
+    name: GeneralName
 
     @property
     def ftype(self) -> str:
@@ -92,7 +93,7 @@ def plan_converter(
     converter: llama.cpp's script, or a folder with the script. storage: the dtype that the user requested, or None to
     keep the base's dtype; if given, trained values are rounded once, by the converter. arguments: options that the user
     passes to the script.
-    Raises UnreadableFile if the script does not exist, and the errors of ``required_arguments``.
+    Raises UnreadableFile if the script does not exist, and the errors of ``required_arguments`` and ``general_name``.
     """
     script = script_of(converter)
     if not script.is_file():
@@ -102,8 +103,11 @@ def plan_converter(
     chosen = required_arguments(script, stored, arguments)
     overlay = plan_overlay(stored, merge.model("F32", budget) if storage else stored)
     architecture = text_architecture(stored.config) or "this model"
-    conversion = Conversion(script, ftype, (*chosen, *arguments), stored.path, architecture)
-    return ConverterLayout(overlay, conversion, chosen)
+    name = general_name(stored.path, stored.files)
+    # The converter would replace the hyphen in a folder name such as Phi-3 by a space.
+    given = ("--model-name", name.text) if name.strips else ()
+    conversion = Conversion(script, ftype, (*chosen, *given, *arguments), stored.path, architecture)
+    return ConverterLayout(overlay, conversion, chosen, name)
 
 
 def write_converted(layout: ConverterLayout, path: Path, progress: Progress = silent) -> None:
@@ -116,7 +120,7 @@ def write_converted(layout: ConverterLayout, path: Path, progress: Progress = si
     try:
         with writing(place):
             place.mkdir()
-        checkpoint = place / model_name(layout.overlay.stored.path)  # the converter names the model after the folder
+        checkpoint = place / layout.name.text  # the converter names the model after the folder
         write_overlay(layout.overlay, checkpoint, progress)
         run_converter(layout.conversion, checkpoint, path, progress)
     except BaseException:
