@@ -8,8 +8,7 @@ from typing import Any
 from exporter.formats.gguf.vocab.added_tokens import added_tokens
 from exporter.io.json_objects import read_object
 from exporter.merge.plan import MergePlan
-from exporter.sources.hf.llama_cpp import MatchedToken, token_notes
-from exporter.sources.hf.sentencepiece import CONTROL
+from exporter.sources.hf.llama_cpp import MatchedToken, looks_like_control, token_notes
 from exporter.sources.hf.tokenizer import token_ids
 from exporter.sources.peft.edits import TokenRows
 
@@ -43,7 +42,8 @@ def taught_token_notes(merge: MergePlan) -> list[str]:
 def _matched(merge: MergePlan, content: Mapping[str, Any]) -> Iterator[MatchedToken]:
     path = merge.files.get("tokenizer_config.json")
     for token in added_tokens(merge.files, content, read_object(path) if path else {}):
-        yield MatchedToken(token.id, token.text, token.normalized, token.stored[1] == CONTROL)
+        control = token.special or looks_like_control(token.text)
+        yield MatchedToken(token.id, token.text, token.normalized, control)
 
 
 def _ends(merge: MergePlan) -> Iterator[int]:
