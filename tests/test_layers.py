@@ -29,6 +29,7 @@ LAYERS = (
     "exporter.models",
     "exporter.sources",
     "exporter.sources.journal",
+    "exporter.sources.hf.by_llama_cpp",
     "exporter.sources.hf",
     "exporter.sources.peft.types",
     "exporter.sources.peft",
@@ -145,7 +146,8 @@ CLOSED = {
         if row.startswith("exporter.")
         and row.split(".")[1] not in ("version", "lazy", "errors", "packages", "progress", "io")
         # Not "exporter.sources" either: closing it would close its subfolders, too.
-        and row not in ("exporter.sources", "exporter.sources.hf", "exporter.sources.hub")
+        and row
+        not in ("exporter.sources", "exporter.sources.hf", "exporter.sources.hf.by_llama_cpp", "exporter.sources.hub")
     },
 }
 # The one string that names the tuner, so that `ttexport tune` finds it.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporter.errors import BadInput
-from exporter.sources.hf.llama_cpp import MatchedToken, looks_like_control, token_notes
+from exporter.sources.hf.by_llama_cpp.tokens import MatchedToken, looks_like_control, token_notes
 from tuner.layers.tying import further_embedding, input_embedding, output_embedding, tied_module_names, unwrap
 
 __all__ = ["add_tokens", "existing_token_id", "llama_cpp_notes", "start_rows"]

@@ -8,7 +8,7 @@ from typing import Any
 from exporter.formats.gguf.vocab.added_tokens import added_tokens
 from exporter.io.json_objects import read_object
 from exporter.merge.plan import MergePlan
-from exporter.sources.hf.llama_cpp import MatchedToken, looks_like_control, token_notes
+from exporter.sources.hf.by_llama_cpp.tokens import MatchedToken, looks_like_control, token_notes
 from exporter.sources.hf.tokenizer import token_ids
 from exporter.sources.peft.edits import TokenRows
 

@@ -19,7 +19,7 @@ from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.added_tokens import named_settings
 from exporter.formats.gguf.vocab.post_processor import Specials, post_process
 from exporter.formats.gguf.writer import Key
-from exporter.sources.hf.llama_cpp import ENDS
+from exporter.sources.hf.by_llama_cpp.tokens import ENDS
 
 _ID_KEYS: Final = {
     "bos": "tokenizer.ggml.bos_token_id",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import BadInput, NotExpressible
-from exporter.sources.hf.llama_cpp import looks_like_control
+from exporter.sources.hf.by_llama_cpp.tokens import looks_like_control
 from exporter.sources.hf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 #: llama.cpp's converter's scores for rows without a token and for added tokens. llama.cpp does not use the scores.

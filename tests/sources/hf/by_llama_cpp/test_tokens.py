@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from exporter.formats.gguf import writer
-from exporter.sources.hf.llama_cpp import (
+from exporter.sources.hf.by_llama_cpp.tokens import (
     ENDS,
     FILL_CONTROLS,
     FILL_ENDS,

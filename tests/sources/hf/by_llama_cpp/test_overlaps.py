@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.sources.hf.overlaps import contested, from_left, longest_first
+from exporter.sources.hf.by_llama_cpp.overlaps import contested, from_left, longest_first
 from exporter.sources.hf.sentencepiece import USER_DEFINED
-from tests.sources.hf.test_llama_cpp import FIRST, vocabulary_file
+from tests.sources.hf.by_llama_cpp.test_tokens import FIRST, vocabulary_file
 
 tokenizers = pytest.importorskip("tokenizers")
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from dataclasses import dataclass
 from typing import Final
 
-from exporter.sources.hf.overlaps import contested
+from exporter.sources.hf.by_llama_cpp.overlaps import contested
 
 #: Texts of tokens at which llama.cpp ends generation. llama.cpp treats each of these tokens as a control token.
 ENDS: Final = frozenset(
