@@ -281,10 +281,9 @@ def _keys(
     entries: Sequence[TensorEntry],
     tokenizer: Sequence[Key],
 ) -> list[Key]:
-    tokenizer = list(tokenizer)
     if "vocab_size" in row.keys and spec.vocab == NO_BOS_VOCAB:
         flag = writer.truth("tokenizer.ggml.add_bos_token", False)
-        tokenizer = [key for key in tokenizer if key.name != flag.name] + [flag]
+        tokenizer = [*(key for key in tokenizer if key.name != flag.name), flag]
     return [
         *metadata.general_keys(row.name, name, metadata.size_class(entries), model.generation_config),
         *metadata.decoder_keys(row, spec, ftype, head_length=model.config.get("head_dim") is not None),
