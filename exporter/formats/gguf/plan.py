@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
-import numpy as np
-
-from exporter.errors import BadInput, NotExpressible, TensorMismatch
+from exporter.errors import NotExpressible, TensorMismatch
 from exporter.families import describe
-from exporter.families.config import Settings
 from exporter.families.llama_cpp import Architecture
-from exporter.families.spec import DecoderSpec, Role, Rope, Slot
+from exporter.families.spec import DecoderSpec, Role, Slot
 from exporter.formats.gguf import metadata, writer
 from exporter.formats.gguf.architectures import architecture, check_biases, notes
 from exporter.formats.gguf.in_llama_cpp.general_name import general_name
 from exporter.formats.gguf.names import tensor_name
 from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.formats.gguf.quantisation.tensor_types import native_type
+from exporter.formats.gguf.rope_factors import rope_factors
 from exporter.formats.gguf.vocab.tokenizer import vocabulary
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.formats.slots import EXPERTS, NORMS, assign
@@ -237,39 +234,10 @@ def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architectu
 
 
 def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
-    """Return the tensors of rotary frequency divisors, or an empty list if the rope type needs no divisors."""
-    scaling = (spec.rope.scaling if spec.rope else None) or {}
-    if spec.rope and scaling.get("rope_type") == "llama3":
-        values = {"rope_freqs": _llama3(spec.rope, Settings(scaling))}
-    elif scaling.get("rope_type") == "longrope":
-        values = {f"rope_factors_{name}": np.array(scaling[f"{name}_factor"], np.float32) for name in ("long", "short")}
-    else:
-        return []
     return [
-        PlannedTensor(TensorEntry(f"{name}.weight", "F32", value.shape), "computed", value=value)
-        for name, value in values.items()
+        PlannedTensor(TensorEntry(name, "F32", value.shape), "computed", value=value)
+        for name, value in rope_factors(spec).items()
     ]
-
-
-def _llama3(rope: Rope, numbers: Settings) -> Array:
-    """Return the rotary frequency divisors of the rope type "llama3", as a float32 array of shape (dims / 2,).
-
-    The divisor is 1 for rotary frequencies above an upper threshold, and ``factor`` for frequencies below a lower
-    threshold; between the two thresholds, the divisor is interpolated. Source: the function apply_scaling in Meta's
-    code for Llama 3.1.
-    """
-    factor, low = numbers.number("factor", 8.0), numbers.number("low_freq_factor", 1.0)
-    high, context = numbers.number("high_freq_factor", 4.0), numbers.number("original_max_position_embeddings", 8192)
-    if high <= low:
-        raise BadInput(f"config.json: high_freq_factor: expected a value above low_freq_factor ({low}), found {high}")
-    # Computed in float32 and in the converter's order of operations, so that the bytes equal the converter's bytes.
-    steps = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
-    freqs = np.float32(1) / np.power(np.float32(rope.theta), steps)
-    waves = np.float32(2 * math.pi) / freqs
-    smooth = (np.float32(context) / waves - np.float32(low)) / np.float32(high - low)
-    blended = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
-    outer = np.where(waves > context / low, factor, blended)
-    return np.where(waves < context / high, 1, outer).astype(np.float32)
 
 
 def _keys(
