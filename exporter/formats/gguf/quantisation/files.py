@@ -98,11 +98,13 @@ def plan_quantised(
         )
     importances = read_imatrix(imatrix) if imatrix is not None else None
     for name, tensor_type in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
-        if tensor_type in NEED_IMPORTANCES and (importances is None or name not in importances.values):
-            reason = f"quantising this tensor to {tensor_type} needs an importance matrix, but no --imatrix is given"
-            if importances is not None:
-                reason = f"quantising to {tensor_type} needs importances of this tensor, but --imatrix has none"
-            raise NotExpressible(f"gguf: {name}", reason)
+        if tensor_type in NEED_IMPORTANCES:
+            reason = f"quantising to {tensor_type} needs importances, and token rows are quantised without importances"
+            raise NotExpressible(f"gguf: {name}", reason, instead="choose another type for this tensor")
+    ignored = [
+        f"{imatrix}: the importances of {name} are not used, so that a patch can replace rows"
+        for name in (importances.unused if importances else ())
+    ]
     build = (
         f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds of llama.cpp may round differently"
     )
@@ -112,7 +114,7 @@ def plan_quantised(
         imatrix=imatrix,
         token_embedding_type=token_embedding_type,
         output_tensor_type=output_tensor_type,
-        notes=(build,),
+        notes=(build, *ignored),
     )
 
 

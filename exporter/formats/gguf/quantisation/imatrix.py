@@ -23,6 +23,10 @@ from exporter.tensors import Array
 _SUMS: Final = ".in_sum2"
 _COUNTS: Final = ".counts"
 _INT: Final = struct.Struct("<i")
+#: Names of the tensors with one row per token. Token rows are quantised without importances, so that a patch can
+#: replace rows, and a verification can compare rows, without the file of the importance matrix. llama-imatrix measures
+#: no importances of these tensors, except of output.weight with the option --process-output.
+VOCABULARY: Final = frozenset({"token_embd.weight", "per_layer_token_embd.weight", "output.weight"})
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,16 @@ class Imatrix:
     values: Mapping[str, Array]
     datasets: tuple[str, ...]
     chunks: int
+
+    @property
+    def used(self) -> dict[str, Array]:
+        """The importances with which tensors are quantised: those of all tensors except the ``VOCABULARY``."""
+        return {name: values for name, values in self.values.items() if name not in VOCABULARY}
+
+    @property
+    def unused(self) -> list[str]:
+        """The names of the tensors of the ``VOCABULARY`` that have importances."""
+        return sorted(self.values.keys() & VOCABULARY)
 
 
 def read_imatrix(path: Path) -> Imatrix:

@@ -57,19 +57,20 @@ def quantise(job: Mapping[str, Any]) -> int:
 
 
 def _with_imatrix(params: Any, imatrix: Imatrix, name: str) -> list[Any]:
-    """Set the importance matrix in ``params``, as llama-quantize does.
+    """Set the importance matrix in ``params``, as llama-quantize does, but without the importances of the vocabulary.
 
     Returns the buffers that the caller must keep alive during quantisation. The GGUF records only the file name of the
     importance matrix, without the folder, so that the GGUF's bytes do not depend on the folder.
     """
-    entries = (llama_cpp.llama_model_imatrix_data * (len(imatrix.values) + 1))()
-    for entry, (tensor, values) in zip(entries, imatrix.values.items(), strict=False):
+    used = imatrix.used
+    entries = (llama_cpp.llama_model_imatrix_data * (len(used) + 1))()
+    for entry, (tensor, values) in zip(entries, used.items(), strict=False):
         entry.name = tensor.encode()
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         entry.size = values.size
     keys: list[tuple[str, int | str]] = [("file", name)]
     keys += [("dataset", imatrix.datasets[0])] if imatrix.datasets else []
-    keys.append(("entries_count", len(imatrix.values)))
+    keys.append(("entries_count", len(used)))
     keys += [("chunks_count", imatrix.chunks)] if imatrix.chunks > 0 else []
     overrides = (llama_cpp.llama_model_kv_override * (len(keys) + 1))()
     for override, (key, value) in zip(overrides, keys, strict=False):
@@ -79,7 +80,7 @@ def _with_imatrix(params: Any, imatrix: Imatrix, name: str) -> list[Any]:
         else:
             override.tag, override.value.val_i64 = _INT, value
     params.imatrix, params.kv_overrides = entries, overrides
-    return [entries, overrides, imatrix]
+    return [entries, overrides, used]
 
 
 if __name__ == "__main__":
