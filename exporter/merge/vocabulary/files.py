@@ -9,11 +9,7 @@ from exporter.errors import BadInput
 from exporter.io.files import read_file
 from exporter.merge.vocabulary.nesting import largest
 from exporter.merge.vocabulary.templates import chat_templates, has_processor, is_template
-from exporter.sources.hf.checkpoint import (
-    GENERATION_CONFIG,
-    PROCESSOR_FILES,
-    VOCABULARIES,
-)
+from exporter.sources.hf.checkpoint import GENERATION_CONFIG, VOCABULARIES, is_of_processor
 from exporter.sources.peft.adapter import Adapter
 
 
@@ -23,8 +19,8 @@ def merge_auxiliary_files(base: Mapping[str, Path], adapters: Sequence[Adapter])
     If an adapter contains a tokenizer, none of the base model's tokenizer files is used, so that files of two
     tokenizers are never mixed. If an adapter contains a chat template, none of the base model's chat templates is used,
     because a template of the base could hide the adapter's template, or format dialogues on which the adapter was not
-    trained. Raises BadInput if two adapters contain different files that cannot be combined, such as unrelated
-    tokenizers.
+    trained. An adapter's file of a processor replaces only the base's file of the same name. Raises BadInput if two
+    adapters contain different files that cannot be combined, such as unrelated tokenizers.
     """
     own = adapter_files(adapters)
     if chat_templates(own, processor=has_processor({**base, **own})) is not None:
@@ -67,8 +63,7 @@ def _different(name: str, first: Path, path: Path) -> BadInput:
 
 
 def _is_of_tokenizer(name: str) -> bool:
-    others = PROCESSOR_FILES | {GENERATION_CONFIG}
-    return name not in others and not is_template(name, processor=True)
+    return name != GENERATION_CONFIG and not is_of_processor(name) and not is_template(name, processor=True)
 
 
 def _of_tokenizer(files: Mapping[str, Path]) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from exporter.errors import BadInput, UnreadableFile
 from exporter.io.files import opened
 from exporter.release.documents.manifest import FileEntry, is_inside
 from exporter.sources.gguf.file import GgufFile
+from exporter.sources.hf.checkpoint import PROCESSOR_FILES, TEMPLATE, VOCABULARIES
 from exporter.sources.hf.safetensors import read_tensors
 from exporter.tensors import ByteRange
 
@@ -29,11 +30,10 @@ _KINDS_BY_NAME: Final = {
     "config.json": "config",
     "generation_config.json": "config",
     "genai_config.json": "config",
-    "chat_template.jinja": "chat template",
+    **dict.fromkeys(sorted(PROCESSOR_FILES), "config"),
+    TEMPLATE: "chat template",
+    **dict.fromkeys(VOCABULARIES, "tokenizer"),
     "merges.txt": "tokenizer",
-    "vocab.json": "tokenizer",
-    "tokenizer.json": "tokenizer",
-    "tokenizer.model": "tokenizer",
     "tokenizer_config.json": "tokenizer",
     "special_tokens_map.json": "tokenizer",
     "added_tokens.json": "tokenizer",

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -57,6 +58,12 @@ AUXILIARY_FILES: Final = (
 )
 #: Chat templates besides the default template: a folder with a file NAME.jinja for each (transformers' layout).
 ADDITIONAL_TEMPLATES: Final = "additional_chat_templates/*.jinja"
+#: Patterns of auxiliary files in subfolders. A processor may have tokenizers besides the model's tokenizer, for example
+#: in the folder qformer_tokenizer.
+AUXILIARY_PATTERNS: Final = (
+    ADDITIONAL_TEMPLATES,
+    *("*_tokenizer/*.json", "*_tokenizer/*.txt", "*_tokenizer/*.model"),
+)
 
 #: Limit for an index. An index has about a hundred bytes per tensor, and a model with many experts may have more than
 #: 100,000 tensors.
@@ -170,8 +177,19 @@ def auxiliary_files(folder: Path) -> dict[str, Path]:
     The file names contain forward slashes on every operating system. Broken links and unreadable files are included, so
     that reading such a file later raises an error.
     """
-    templates = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(ADDITIONAL_TEMPLATES))]
-    return {name: folder / name for name in (*AUXILIARY_FILES, *templates) if os.path.lexists(folder / name)}
+    paths = sorted(path for pattern in AUXILIARY_PATTERNS for path in folder.glob(pattern))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return {name: folder / name for name in (*AUXILIARY_FILES, *names) if os.path.lexists(folder / name)}
+
+
+def is_auxiliary(name: str) -> bool:
+    """Whether ``name``, a path relative to the model's folder, is the name of an auxiliary file."""
+    return name in AUXILIARY_FILES or any(fnmatchcase(name, pattern) for pattern in AUXILIARY_PATTERNS)
+
+
+def is_of_processor(name: str) -> bool:
+    """Whether the auxiliary file ``name`` belongs to a processor of images, sounds or videos."""
+    return name in PROCESSOR_FILES or any(fnmatchcase(name, pattern) for pattern in AUXILIARY_PATTERNS[1:])
 
 
 def _read_shards(path: Path) -> dict[str, FileTensor]:

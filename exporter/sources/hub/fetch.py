@@ -13,20 +13,20 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from exporter.errors import BadInput, OutputError
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import (
-    ADDITIONAL_TEMPLATES,
     AUXILIARY_FILES,
+    AUXILIARY_PATTERNS,
     CONFIG,
     INDEX,
     MAX_INDEX_BYTES,
     VOCABULARIES,
     WEIGHTS,
+    is_auxiliary,
 )
 from exporter.sources.peft.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from exporter.sources.peft.folders import CONFIG as ADAPTER_CONFIG
@@ -35,7 +35,7 @@ from exporter.sources.peft.training_record import MAX_RECORD_BYTES, RECORD
 RepoContent = Literal["adapter", "checkpoint"]
 
 #: Small files. These files are fetched first, because they determine which weights are needed.
-_SMALL: Final = (CONFIG, INDEX, ADAPTER_CONFIG, *AUXILIARY_FILES, ADDITIONAL_TEMPLATES)
+_SMALL: Final = (CONFIG, INDEX, ADAPTER_CONFIG, *AUXILIARY_FILES, *AUXILIARY_PATTERNS)
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -121,7 +121,7 @@ def _needed(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent)
     """Names of the files that the downloaded folder must contain."""
     config = ADAPTER_CONFIG if content == "adapter" else CONFIG
     if sizes is not None:
-        auxiliary = [name for name in sizes if name in AUXILIARY_FILES or fnmatchcase(name, ADDITIONAL_TEMPLATES)]
+        auxiliary = [name for name in sizes if is_auxiliary(name)]
     elif content == "checkpoint" and not any((folder / name).is_file() for name in VOCABULARIES):
         auxiliary = [
             VOCABULARIES[0]

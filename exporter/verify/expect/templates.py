@@ -37,8 +37,11 @@ def is_template(name: str) -> bool:
 
 
 def is_of_processor(name: str) -> bool:
-    """Whether the file ``name`` contains settings of a processor for images, sounds or videos."""
-    return name in _OF_PROCESSORS
+    """Whether the file ``name`` belongs to a processor of images, sounds or videos.
+
+    Such a file contains settings, or is part of an additional tokenizer in a subfolder such as qformer_tokenizer.
+    """
+    return name in _OF_PROCESSORS or name.partition("/")[0].endswith("_tokenizer")
 
 
 def templates(files: Mapping[str, Path], *, processor: bool = False) -> dict[str, str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.io.files import read_file
-from exporter.io.json_objects import read_object
+from exporter.io.json_objects import parse_object, read_object
 from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.tokenizer import read_tokenizer
 from exporter.verify.expect.files import GENERATION, SETTINGS, TOKENIZER, added, decoder, settings
 from exporter.verify.expect.reference import Reference
-from exporter.verify.expect.templates import TEMPLATE, named, templates
+from exporter.verify.expect.templates import TEMPLATE, is_of_processor, named, templates
 from exporter.verify.folder.special_ids import SPECIAL_IDS
 from exporter.verify.report import Check, Skip
 
@@ -24,7 +24,10 @@ _COMPARED_SETTINGS: Final = (
     *("padding_side", "truncation_side", "split_special_tokens"),
 )
 #: Tokenizer files besides tokenizer.json, compared as bytes.
-_OTHER_TOKENIZERS: Final = ("tokenizer.model", "vocab.json", "merges.txt")
+_OTHER_TOKENIZERS: Final = (
+    *("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt"),
+    *("spiece.model", "sentencepiece.bpe.model", "tekken.json", "tiktoken.model"),
+)
 
 
 def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check | Skip]:
@@ -33,6 +36,8 @@ def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check 
     yield _check_tokenizer(files, expected_files, reference.vocab)
     yield _check_settings(files, expected_files)
     yield _check_templates(files, reference)
+    if any(map(is_of_processor, expected_files)):
+        yield _check_processor(files, expected_files)
     if GENERATION in files or (folder / "config.json").is_file():
         yield _check_generation(files, expected_files)
     else:
@@ -128,6 +133,26 @@ def _check_templates(folder: Mapping[str, Path], reference: Reference) -> Check:
         wrong.append(f"{SETTINGS}: chat_template: expected the same text as in {TEMPLATE}, found a different text")
     detail = wrong[0] if wrong else f"{len(texts)} chat templates match the tuned model's chat templates"
     return Check(name="chat template", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _check_processor(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
+    """Check that the files of the model's processor equal the tuned model's files, apart from the chat template."""
+    names = sorted(filter(is_of_processor, expected_files))
+    wrong = []
+    for name in names:
+        if name not in files:
+            wrong.append(f"{name}: expected this file in the model's folder, found no such file")
+        elif _of_processor(files[name]) != _of_processor(expected_files[name]):
+            wrong.append(f"{name}: expected the content of the tuned model's file, found different content")
+    detail = wrong[0] if wrong else f"{len(names)} files of the processor match the tuned model's files"
+    return Check(name="processor files", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _of_processor(path: Path) -> bytes | dict[str, Any]:
+    content = read_file(path)
+    if path.name != "processor_config.json":
+        return content
+    return {key: value for key, value in parse_object(path, content, what=path.name).items() if key != "chat_template"}
 
 
 def _check_generation(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import AUXILIARY_FILES, auxiliary_files
+from exporter.sources.hf.checkpoint import auxiliary_files, is_auxiliary
 from exporter.sources.hf.special_tokens import special_ids
 from exporter.sources.peft.adapter import Adapter
 from exporter.verify.expect.files import tuned_files
@@ -63,11 +63,11 @@ def check_files(
     adapter_files = tuned_files({}, [adapter.auxiliary_files for adapter in adapters])
     after, configs = _digests(folder, models), _configs(folder)
     # A patch replaces all tokenizer files together, and clients look for the chat template in two files.
-    free = {_CONFIG, _GENAI, _GENERATION} | (set(AUXILIARY_FILES) if adapter_files else set())
     wrong = [
         name for name in sorted(before.digests.keys() | after.keys()) if before.digests.get(name) != after.get(name)
     ]
-    wrong = [name for name in wrong if name not in free and not name.startswith("additional_chat_templates/")]
+    free = {_CONFIG, _GENAI, _GENERATION, *(filter(is_auxiliary, wrong) if adapter_files else ())}
+    wrong = [name for name in wrong if name not in free]
     yield _check("other files", wrong, f"compared {len(after)} files other than model files with the base")
     missing = [name for name, path in sorted(adapter_files.items()) if not _same(folder / name, path)]
     yield _check("tokenizer files", missing, f"{len(adapter_files)} tokenizer files match the adapters' files")

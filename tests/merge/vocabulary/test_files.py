@@ -40,7 +40,7 @@ def test_without_a_tokenizer_beside_the_adapter_the_base_keeps_its_own(tmp_path:
     assert origins(files) == dict.fromkeys(BASE, "base")
 
 
-@pytest.mark.parametrize("vocabulary", ["tokenizer.json", "tokenizer.model", "vocab.json"])
+@pytest.mark.parametrize("vocabulary", ["tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json"])
 def test_the_adapters_tokenizer_replaces_the_bases_as_a_whole(vocabulary: str, tmp_path: Path) -> None:
     base = base_with(tmp_path / "base", *BASE, "chat_template.jinja")
     files = merge_auxiliary_files(
