@@ -84,7 +84,8 @@ class Rope:
     None. original_positions: the context length before rope scaling. local_theta: the theta of sliding-window layers,
     to which rope scaling is never applied, or None if all layers have the same theta. interleaved: whether element 2i
     is paired with element 2i + 1, instead of element i with element i + dims/2 as in most Hugging Face models. skipped:
-    the layers without rotary embedding.
+    the layers without rotary embedding. stretched: whether ``theta`` contains a fixed factor ("alpha") that extends the
+    context.
     """
 
     dims: int
@@ -94,13 +95,15 @@ class Rope:
     local_theta: float | None = None
     interleaved: bool = False
     skipped: frozenset[int] = frozenset()
+    stretched: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """Grouped-query attention, in which ``scale`` multiplies q·k before the softmax.
 
-    qk_norm: how queries and keys are normalised before the rotary embedding. "head" normalises each head with a shared
+    qk_norm: how queries and keys are normalised, before the rotary embedding or, with ``norm_after_rope``, after the
+    rotary embedding. "head" normalises each head with a shared
     weight (head_dim,). "each" normalises each head with a separate weight (heads, head_dim). "all" normalises the whole
     projection with a weight (heads * head_dim,).
     qkv: how queries, keys and values are stored. "split" means three matrices. "blocks" means a joint matrix with all
@@ -116,6 +119,7 @@ class Attention:
     head_dim: int
     scale: float
     qk_norm: Literal["head", "each", "all"] | None = None
+    norm_after_rope: bool = False
     qkv: Literal["split", "blocks", "heads"] = "split"
     window: int | None = None
     windowed: frozenset[int] = frozenset()

@@ -42,16 +42,16 @@ REQUIRED = "TTEXPORT_REQUIRE_CONVERTER"
 #: The rows that the adapter of a merged family trains: a special token and two learned ones.
 TRAINED_IDS = (300, 17, 2)
 #: llama.cpp has several names for the pre-tokenizer of the tiny tokenizers; these families have their own.
-PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r", "granite": "refact"}
+PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r", "cohere2": "command-r", "granite": "refact"}
 
 #: Free text about the model.
 _VARIABLE_KEYS = ("general.name", "general.basename", "general.finetune", "general.version", "general.description")
 
 _BYTE_LEVEL = """
-import conversion.ernie, conversion.gemma, conversion.phi
+import conversion.ernie, conversion.gemma, conversion.glm, conversion.phi
 for kind in (
     conversion.gemma.GemmaModel, conversion.gemma.Gemma2Model, conversion.phi.Phi3MiniModel,
-    conversion.ernie.Ernie4_5Model,
+    conversion.ernie.Ernie4_5Model, conversion.glm.Glm4Model,
 ):
     kind.set_vocab = conversion.base.TextModel._set_vocab_gpt2
 """
@@ -84,6 +84,7 @@ CHANGES = {
     "phi4_mini": (_BYTE_LEVEL, _TOKENIZER),
     "gpt_neox": (_ROTARY, "it reads rotary_pct, which transformers 5 moves into the rope parameters, and fails"),
     "ernie4_5": (_BYTE_LEVEL, _TOKENIZER),
+    "glm4": (_BYTE_LEVEL, "it reads the ids of <|endoftext|> and <|user|>, which the tiny tokenizer lacks"),
     "helium": (_HELIUM, "it does not know Helium, which is Llama with queries and keys in llama.cpp's order"),
     "stablelm_12b": (_NORM_STACKS, "it returns the stacked norms from a generator instead of yielding them, and fails"),
 }

@@ -6,12 +6,17 @@ model families.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
+from typing import Final
 
 from exporter.errors import NotExpressible
 from exporter.families import FAMILIES
 from exporter.families.llama_cpp import MOST_LINEARS, Architecture
 from exporter.families.spec import DecoderSpec, Rope, Slot
+
+#: Largest distance of an attention factor from YaRN's default, which llama.cpp always uses. Configs round the default.
+_NEAR: Final = 1e-6
 
 
 def architecture(spec: DecoderSpec, *, tied: bool) -> Architecture:
@@ -67,9 +72,12 @@ def _odd_yarn(rope: Rope, row: Architecture) -> str | None:
     llama.cpp and of transformers.
     """
     table = rope.scaling or {}
-    given = [
-        name for name in ("attention_factor", "attn_factor", "extrapolation_factor") if table.get(name) is not None
-    ]
+    given = [name for name in ("attn_factor", "extrapolation_factor") if table.get(name) is not None]
+    factor, scale = table.get("factor"), table.get("attention_factor")
+    if scale is not None and not (
+        isinstance(factor, int | float) and factor > 1 and abs(scale - 0.1 * math.log(factor) - 1) < _NEAR
+    ):
+        given.insert(0, "attention_factor")
     if "rope.scaling.yarn_log_multiplier" in row.keys:
         # llama.cpp reads mscale_all_dim for this architecture, and assumes that mscale is 1.
         if table.get("mscale_all_dim") and table.get("mscale") != 1:

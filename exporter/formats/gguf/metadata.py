@@ -22,10 +22,15 @@ QUANTIZATION_VERSION: Final = 2
 #: llama.cpp's default for the base of the rotary frequencies.
 _DEFAULT_THETA: Final = 10000.0
 
+#: The context length that llama.cpp's converter writes for a theta that contains a fixed factor: configs of published
+#: models have shorter lengths than the models were trained with.
+_STRETCHED_CONTEXT: Final = 256 * 1024
+
 #: YaRN's parameter names in config.json → key names in a GGUF.
 _YARN: Final = {
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
+    "attention_factor": "yarn_attn_factor",
 }
 
 _UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
@@ -105,7 +110,7 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
     epsilon = "layer_norm_rms_epsilon" if spec.norm.type == "rms" else "layer_norm_epsilon"
     counts: dict[str, int | None] = {
         "block_count": spec.layers,
-        "context_length": spec.max_positions,
+        "context_length": _STRETCHED_CONTEXT if rope and rope.stretched else spec.max_positions,
         "embedding_length": spec.hidden,
         "feed_forward_length": spec.mlp.inner,
         "attention.head_count": attention.heads,
@@ -121,7 +126,7 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
     }
     numbers: dict[str, float | None] = {
         "rope.freq_base": rope.theta if rope else None,
-        "rope.freq_base_swa": rope.local_theta if rope else None,
+        "rope.freq_base_swa": (rope.local_theta or rope.theta) if rope else None,
         "attn_logit_softcapping": attention.softcap,
         "final_logit_softcapping": spec.logit_softcap,
         "attention.scale": attention.scale,
@@ -133,6 +138,9 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
     out = {name: [writer.u32(f"{arch}.{name}", value)] for name, value in counts.items() if value is not None}
     out |= {name: [writer.f32(f"{arch}.{name}", value)] for name, value in numbers.items() if value is not None}
     out["norm"] = [writer.f32(f"{arch}.attention.{epsilon}", spec.norm.eps)]
+    if attention.window is not None:
+        pattern = [layer in attention.windowed for layer in range(spec.layers)]
+        out["attention.sliding_window_pattern"] = [writer.truths(f"{arch}.attention.sliding_window_pattern", pattern)]
     out["use_parallel_residual"] = [writer.truth(f"{arch}.use_parallel_residual", spec.parallel)]
     out["rope.scaling.type"] = [writer.text(f"{arch}.rope.scaling.type", "none")]
     out["rope.scaling"] = _scaling(arch, spec)
@@ -147,6 +155,12 @@ def _scaling(arch: str, spec: DecoderSpec) -> list[Key]:
     For the rope types llama3 and longrope, a GGUF stores the rope factors as tensors, not as metadata keys.
     """
     rope = spec.rope
+    if rope and rope.stretched:
+        return [
+            writer.text(f"{arch}.rope.scaling.type", "none"),
+            writer.f32(f"{arch}.rope.scaling.factor", 1.0),
+            writer.u32(f"{arch}.rope.scaling.original_context_length", _STRETCHED_CONTEXT),
+        ]
     scaling = Settings((rope.scaling if rope else None) or {})
     rope_type, prefix = scaling.table.get("rope_type"), f"{arch}.rope.scaling"
     if rope is None or rope_type not in ("linear", "yarn"):

@@ -88,6 +88,12 @@ def f32s(name: str, values: Sequence[float]) -> Key:
     return Key(name, head + np.asarray(values, "<f4").tobytes())
 
 
+def truths(name: str, values: Sequence[bool]) -> Key:
+    """Return a GGUF metadata key with an array of boolean values."""
+    head = struct.pack("<IIQ", ARRAY, _VALUE_TYPES["bool"], len(values))
+    return Key(name, head + np.asarray(values, np.uint8).tobytes())
+
+
 def bytes8(name: str, value: bytes) -> Key:
     """Return a GGUF metadata key with an array of bytes."""
     return Key(name, struct.pack("<IIQ", ARRAY, _VALUE_TYPES["u8"], len(value)) + value)

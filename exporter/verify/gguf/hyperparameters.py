@@ -58,7 +58,24 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if "sliding_window" in config:
         enabled = config.get("use_sliding_window") is not False
         numbers["attention.sliding_window"] = config["sliding_window"] if enabled else None
+        if enabled and config["sliding_window"] and isinstance(types := config.get("layer_types"), list):
+            pattern = [layer_type == "sliding_attention" for layer_type in types]
+            numbers["attention.sliding_window_pattern"] = pattern
     return numbers | _rope(config, width, numbers.get("context_length"))
+
+
+def _stretched(theta: Any, alpha: Any, width: Any) -> dict[str, Any]:
+    """Return the keys for a theta that is multiplied by a fixed factor, as llama.cpp's converter writes them.
+
+    Source of the formula: the function compute_ntk_alpha_rope_parameters in transformers.
+    """
+    context = 256 * 1024
+    return {
+        "rope.freq_base": theta * alpha ** (width / (width - 2)),
+        "rope.scaling.factor": 1.0,
+        "rope.scaling.original_context_length": context,
+        "context_length": context,
+    }
 
 
 def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]:
@@ -83,6 +100,8 @@ def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]
     numbers["rope.scaling.type"] = rope_type if rope_type in _NAMED_SCALINGS else None
     if rope_type in _NAMED_SCALINGS:
         numbers["rope.scaling.factor"] = table.get("factor")
+    if rope_type == "dynamic" and table.get("alpha"):
+        return numbers | _stretched(theta or 10000.0, table["alpha"], width)
     original = table.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
     if rope_type in ("yarn", "longrope"):
         numbers["rope.scaling.original_context_length"] = original or context
@@ -90,6 +109,8 @@ def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]
         numbers["rope.scaling.original_context_length"] = original
     if rope_type == "yarn":
         numbers |= {f"rope.scaling.yarn_{key}": table[key] for key in ("beta_fast", "beta_slow") if table.get(key)}
+        if table.get("attention_factor"):
+            numbers["rope.scaling.yarn_attn_factor"] = table["attention_factor"]
         numbers["rope.scaling.yarn_log_multiplier"] = table.get("mscale_all_dim")
         numbers["attention.temperature_scale"] = table.get("llama_4_scaling_beta")
     if rope_type == "longrope" and isinstance(context, int) and context > 1:

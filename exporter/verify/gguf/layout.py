@@ -44,6 +44,11 @@ ARCHITECTURES: Final = {
     "ernie4_5": "ernie4_5",
     "helium": "llama",
     "ministral3": "mistral3",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "olmo3": "olmo2",
+    "exaone4": "exaone4",
+    "glm4": "glm4",
+    "cohere2": "cohere2",
 }
 #: Architectures with interleaved queries and keys.
 _INTERLEAVED: Final = frozenset({"llama", "granite", "smollm3", "arcee", "mistral3"})

@@ -33,7 +33,9 @@ _FOLLOWING: Final = frozenset({
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count",
 })  # fmt: skip
 #: Architectures with a sliding window in llama.cpp. For any other architecture, the export reports the config's window.
-_WINDOWED: Final = frozenset({"gemma2", "gemma3"})
+_WINDOWED: Final = frozenset({"gemma2", "gemma3", "olmo2", "exaone4", "cohere2"})
+#: Architectures in which llama.cpp reads which layers have a sliding window.
+_PATTERNED: Final = frozenset({"olmo2", "exaone4"})
 #: Keys that do not change results. A file may omit the keys.
 _OPTIONAL: Final = frozenset({"rope.scaling.original_context_length", "expert_feed_forward_length"})
 #: Keys that are not in the config, or that a different check compares.
@@ -97,6 +99,8 @@ def _is_optional(name: str, arch: str, stated: Mapping[str, Any], wanted: Mappin
         return bool(wanted[name] == stated.get("attention.key_length", hidden // heads))
     if name == "attention.sliding_window":
         return arch not in _WINDOWED
+    if name == "attention.sliding_window_pattern":
+        return arch not in _PATTERNED
     if name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
         # A config may contain two epsilons. The file contains the epsilon that the architecture reads.
         return any(key.endswith("epsilon") for key in stated)
@@ -110,8 +114,8 @@ def _equal(value: Any, want: Any) -> bool:
     counts as equal to null in config.json, because llama.cpp's converter for phi3 writes 0 for a model without a
     sliding window.
     """
-    if isinstance(value, GgufArray):
-        return False
+    if isinstance(value, GgufArray) or isinstance(want, list):
+        return isinstance(value, GgufArray) and value.values() == want
     if isinstance(want, bool) or isinstance(value, bool) or isinstance(want, str) or isinstance(value, str):
         return bool(value == want) or (value == "none" and want is None)
     if want is None or value is None:

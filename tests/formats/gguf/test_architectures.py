@@ -24,6 +24,7 @@ GEMMA = {"query_pre_attn_scalar": 8, "head_dim": 8}
 
 def spec_of(model_type: str, **settings: Any) -> DecoderSpec:
     extra: dict[str, Any] = MOE if model_type in ("mixtral", "qwen3_moe") else {}
+    extra |= {"sliding_window": None} if model_type == "exaone4" else {}
     extra |= GEMMA if model_type.startswith("gemma") else {}
     return describe({"model_type": model_type, **SIZES, **extra, **settings}, "gguf")
 
@@ -49,6 +50,14 @@ def spec_of(model_type: str, **settings: Any) -> DecoderSpec:
         ),
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "YaRN parameter truncate"),
         ("llama", {"rope_scaling": {"type": "yarn", "mscale": 0.7, "mscale_all_dim": 1}}, "YaRN parameter mscale"),
+        ("cohere2", {"sliding_window_pattern": 2}, r"sliding-window layers: expected \[0, 1, 2\], which llama.cpp"),
+        ("exaone4", {"sliding_window": 8}, "sliding_window: expected null, which llama.cpp assumes .* found 8"),
+        (
+            "exaone4",
+            {"num_hidden_layers": 64, "layer_types": ["full_attention"] * 64},
+            "sliding_window: expected a number, .* with 64 layers",
+        ),
+        ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_theta": 1e4}}}, "rope_theta of sliding-window"),
         ("ministral3", {"rope_scaling": {**GROWING, "mscale": 0.7, "mscale_all_dim": 1}}, "YaRN parameter mscale"),
     ],
 )

@@ -116,6 +116,13 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max
 THETA = {"rope_type": "default", "rope_theta": 50000.0}
 PARTIAL = {**THETA, "partial_rotary_factor": 0.5}
 LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
+#: llama.cpp reads windows only in the size of EXAONE 4 with 64 layers.
+DEEP = {
+    "num_hidden_layers": 64,
+    "intermediate_size": 32,
+    "sliding_window": 8,
+    "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 16,
+}
 
 #: family, changes to its config, how often the prompts are repeated, keys that the converter omits or gets wrong
 VARIANTS: list[tuple[str, dict[str, Any], int, tuple[str, ...]]] = [
@@ -130,6 +137,7 @@ VARIANTS: list[tuple[str, dict[str, Any], int, tuple[str, ...]]] = [
     ("gemma", {"rope_parameters": THETA}, 1, ("gemma.rope.freq_base",)),
     ("stablelm", {"rope_parameters": PARTIAL}, 1, ("stablelm.rope.freq_base",)),
     ("granite", {"attention_bias": True, "mlp_bias": True}, 1, ()),
+    ("exaone4", DEEP, 1, ()),
     ("phi4_mini", {}, 8, ()),  # longer than the original context, so the long factors apply
 ]
 VARIANT_IDS = [f"{name}-{'-'.join(changes) or 'long'}" for name, changes, _, _ in VARIANTS]

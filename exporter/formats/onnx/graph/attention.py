@@ -66,13 +66,17 @@ class Attention:
             q, k, v = self.modules.split(linear(Role.QKV, layer, x), sizes)
         else:
             q, k, v = (linear(role, layer, x) for role in (Role.Q, Role.K, Role.V))
-        return self._grown(self._normed(Role.Q_NORM, layer, q), layer), self._normed(Role.K_NORM, layer, k), v
+        if not attention.norm_after_rope:
+            q, k = self._normed(Role.Q_NORM, layer, q), self._normed(Role.K_NORM, layer, k)
+        return self._grown(q, layer), k, v
 
     def _rotated(
         self, layer: int, at: str, q: ir.Value, k: ir.Value, v: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         q = self._rotate(q, layer, self.attention.heads, f"{at}.q_rotated")
         k = self._rotate(k, layer, self.attention.kv_heads, f"{at}.k_rotated")
+        if self.attention.norm_after_rope:
+            q, k = self._normed(Role.Q_NORM, layer, q), self._normed(Role.K_NORM, layer, k)
         return q, k, v
 
     def _normed(self, role: Role, layer: int, x: ir.Value) -> ir.Value:

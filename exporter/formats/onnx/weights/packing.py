@@ -33,6 +33,8 @@ def rotates_inside(spec: DecoderSpec, layer: int) -> bool:
     rope = spec.rope
     if rope is None or layer in rope.skipped or rope.interleaved or rope.dims != spec.attention.head_dim:
         return False
+    if spec.attention.norm_after_rope:
+        return False
     long = rope.scaling is not None and rope.scaling.get("rope_type") == "longrope"
     return not long and (rope.local_theta is None or layer not in spec.attention.windowed)
 
