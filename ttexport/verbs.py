@@ -92,6 +92,7 @@ def verify(
     reference: str | Path,
     adapters: Sequence[str | Path] = (),
     untie: bool = False,
+    drop_unused: bool = False,
     trust_base: bool = False,
     options: VerifyOptions | None = None,
     hooks: Hooks | None = None,
@@ -102,7 +103,8 @@ def verify(
 
     artifact: a .gguf file, an ONNX folder, a checkpoint folder, or a folder that contains several formats.
     reference, adapters: paths or hub ids of the base checkpoint and the adapters.
-    untie: whether ``artifact`` was merged with ``MergeOptions(untie=True)``.
+    untie, drop_unused: whether ``artifact`` was merged with ``MergeOptions(untie=True)`` or
+        ``MergeOptions(drop_unused_tokens=True)``.
     trust_base: whether to accept a reference other than the base that an adapter records.
     options: verification level and prompts, or None for the level full.
     A failed check is recorded in the report and raises no error. Raises BadInput, NotExpressible and MissingDependency.
@@ -115,6 +117,7 @@ def verify(
         reference=str(reference),
         adapters=tuple(map(str, adapters)),
         untie=untie,
+        drop_unused=drop_unused,
         trust_base=trust_base,
         options=options or VerifyOptions(level="full"),
         quiet=True,

@@ -58,7 +58,7 @@ def plan_located_merge(
     warnings = check_base(base, checkpoint, opened, untie=options.untie, trust=options.trust_base)
     if any(isinstance(edit, ByPeft) for adapter in opened for edit in adapter.edits):
         opened = merged_by_peft(checkpoint, opened)
-    merge = plan_merge(checkpoint, opened, untie=options.untie)
+    merge = plan_merge(checkpoint, opened, untie=options.untie, drop_unused=options.drop_unused_tokens)
     return replace(
         merge, origins=origins(base, [source for source, _ in adapters]), warnings=[*warnings, *merge.warnings]
     )
@@ -93,4 +93,5 @@ def option_files(formats: Iterable[FormatOptions], verify: VerifyOptions) -> set
 
 def reference_of(merge: MergePlan, *, untie: bool) -> Reference:
     """Open the base and the adapters of ``merge`` as the unmerged reference with which artifacts are compared."""
-    return Reference.open(merge.checkpoint.path, [adapter.path for adapter in merge.adapters], untie=untie)
+    adapters = [adapter.path for adapter in merge.adapters]
+    return Reference.open(merge.checkpoint.path, adapters, untie=untie, drop_unused=bool(merge.dropped_tokens))

@@ -24,6 +24,10 @@ class MergeOptions(Options):
     """
 
     untie: bool = option(False, "Store a tied LM head as a separate tensor.", type=ValueType.SWITCH)
+    drop_unused_tokens: bool = option(
+        False, "Leave out tokens of the tokenizer that have no embedding row and that no text of the model needs.",
+        type=ValueType.SWITCH,
+    )  # fmt: skip
     trust_base: bool = option(
         False, "Merge even if an adapter records that it was trained on a different base.", type=ValueType.SWITCH
     )

@@ -26,6 +26,7 @@ from exporter.merge.vocabulary.special_ids import follow, generation_config
 from exporter.merge.vocabulary.tables import grown_tables, growth, padded
 from exporter.merge.vocabulary.templates import merged_templates
 from exporter.merge.vocabulary.tokens import rows_after, vocabulary
+from exporter.merge.vocabulary.unused_tokens import left_out, without_unused
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.quantised import quantiser_floats
 from exporter.sources.hf.safetensors import FileTensor
@@ -49,7 +50,7 @@ class MergePlan:
     files to copy unchanged. templates, rewritten: as in MergedModel. moved_ids: {special token whose id changes: (id in
     the base model, id after merging)}. origins: hub repositories and commits of the inputs, for provenance. warnings:
     messages for the user, for example about adapter tensors without effect. tokenizer: the merged tokenizer, so that
-    the vocabulary is decoded only once.
+    the vocabulary is decoded only once. dropped_tokens: texts of the tokens that were left out of the tokenizer.
     """
 
     checkpoint: Checkpoint
@@ -67,6 +68,7 @@ class MergePlan:
     grown: Sequence[TokenTable] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    dropped_tokens: Sequence[str] = ()
 
     def model(self, dtype: str | None = None, budget: Budget | None = None) -> MergedModel:
         """Return the merged model. Every merged value is rounded only once, to its final dtype.
@@ -158,9 +160,12 @@ class MergePlan:
         return config
 
 
-def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False) -> MergePlan:
+def plan_merge(
+    checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False, drop_unused: bool = False
+) -> MergePlan:
     """Plan the merge of the adapters. untie: whether to write a separate tensor for the head if the base ties the head.
 
+    drop_unused: whether to leave out tokens of the tokenizer that have no embedding row and that no text needs.
     Raises TensorMismatch if an edit does not fit the shape of the changed tensor or the size of the vocabulary. Raises
     LedgerError if no merge rule or more than one merge rule handles an adapter tensor. Raises BadInput if two adapters
     set values of the same token row or of the same tensor. Raises NotExpressible if embedding and head share one stored
@@ -178,7 +183,12 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
     files = merge_auxiliary_files(checkpoint.auxiliary_files, adapters)
     tokenizer = Tokenizer.open(files["tokenizer.json"]) if "tokenizer.json" in files else None
     matrices = {name: source for name, source in resolved.sources.items() if name in resolved.tie.names}
-    vocab = vocabulary(checkpoint, resolved.tie, matrices, tokenizer)
+    vocab = vocabulary(checkpoint, resolved.tie, matrices, tokenizer, drop_unused=drop_unused)
+    own, dropped = adapter_files(adapters), list[str]()
+    if drop_unused and tokenizer and max(tokenizer.ids, default=-1) >= vocab:
+        templates, _ = merged_templates(checkpoint.auxiliary_files, own, files)
+        files, dropped = without_unused(files, tokenizer, vocab, templates.values())
+        tokenizer = Tokenizer.open(files["tokenizer.json"])
     generation, moved = generation_config(checkpoint.auxiliary_files, files)
     entries = _ledger_entries(gathered, resolved)
     sources = dict(padded(checkpoint, sources, vocab, tokenizer))
@@ -193,12 +203,13 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
         sources,
         vocab,
         files,
-        *merged_templates(checkpoint.auxiliary_files, adapter_files(adapters), files),
+        *merged_templates(checkpoint.auxiliary_files, own, files),
         generation,
         moved,
         tokenizer,
         grown,
-        warnings=gathered.warnings,
+        warnings=[*gathered.warnings, *map(left_out, dropped)],
+        dropped_tokens=dropped,
     )
 
 

@@ -95,6 +95,7 @@ class ReleasePlan:
             "parameters": options.changed(),
             "option files": self._digests(options.recipe_files()),
             "untie": self.spec.merge.untie,
+            "dropped tokens": list(merge.dropped_tokens),
             "base": self.facts.base.name,
             "files": self._digests(checkpoint_files(merge.checkpoint)),
             "adapters": [self._digests(adapter_files(adapter)) for adapter in merge.adapters],

@@ -27,7 +27,8 @@ class VerifyRequest:
 
     artifact: the path of a .gguf file, an ONNX folder, a checkpoint folder, or a folder that contains artifacts in
     several formats. reference: the path or Hugging Face Hub id of the base checkpoint. adapters: the paths or Hugging
-    Face Hub ids of the adapters. untie: True if the artifact was merged with --untie. trust_base: True to accept a
+    Face Hub ids of the adapters. untie, drop_unused: True if the artifact was merged with
+    --untie or --drop-unused-tokens. trust_base: True to accept a
     reference that differs from the base model recorded in an adapter. quiet: True to hide progress bars during
     downloads.
     """
@@ -36,6 +37,7 @@ class VerifyRequest:
     reference: str
     adapters: tuple[str, ...] = ()
     untie: bool = False
+    drop_unused: bool = False
     trust_base: bool = False
     options: VerifyOptions
     quiet: bool = False
@@ -70,7 +72,7 @@ def verify_request(request: VerifyRequest, hooks: Hooks) -> list[Report]:
     adapters = [
         locate(adapter, asked_by="--adapter", content="adapter", quiet=quiet).path for adapter in request.adapters
     ]
-    reference = Reference.open(checkpoint.path, adapters, untie=request.untie)
+    reference = Reference.open(checkpoint.path, adapters, untie=request.untie, drop_unused=request.drop_unused)
     untie, trust = request.untie, request.trust_base
     for warning in check_base(checkpoint, reference.checkpoint, reference.adapters, untie=untie, trust=trust):
         hooks.say(f"warning: {warning}")

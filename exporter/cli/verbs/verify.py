@@ -27,6 +27,12 @@ from exporter.verify.request import VerifyRequest, verify_request
 )
 @click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie, so the LM head is a separate tensor.")
 @click.option(
+    "--drop-unused-tokens",
+    "drop_unused",
+    is_flag=True,
+    help="ARTIFACT was merged with --drop-unused-tokens, so its tokenizer lacks tokens without an embedding row.",
+)
+@click.option(
     "--trust-base", is_flag=True, help="Verify even if an adapter records that it was trained on a different base."
 )
 @click.option(
@@ -43,6 +49,7 @@ def verify(
     reference: str | None,
     adapters: tuple[str, ...],
     untie: bool,
+    drop_unused: bool,
     trust_base: bool,
     level: str | None,
     prompts: Path | None,
@@ -70,9 +77,10 @@ def verify(
     if reference is None:
         if not is_release(artifact):
             raise UsageError(f"--reference is required, because {artifact} is not a release folder")
-        if adapters or untie or trust_base or level or prompts or report or require:
+        if adapters or untie or drop_unused or trust_base or level or prompts or report or require:
             raise UsageError(
-                "--adapter, --untie, --trust-base, --level, --prompts, --report and --require require --reference"
+                "--adapter, --untie, --drop-unused-tokens, --trust-base, --level, --prompts, --report and --require "
+                "require --reference"
             )
         verify_release(artifact, trust, as_json=as_json, quiet=quiet)
         return
@@ -87,6 +95,7 @@ def verify(
         reference=reference,
         adapters=adapters,
         untie=untie,
+        drop_unused=drop_unused,
         trust_base=trust_base,
         options=options,
         quiet=quiet,

@@ -15,15 +15,20 @@ from exporter.sources.hf.tokenizer import Tokenizer
 
 
 def vocabulary(
-    checkpoint: Checkpoint, tie: Tie, sources: Mapping[str, tuple[str, Change]], tokenizer: Tokenizer | None
+    checkpoint: Checkpoint,
+    tie: Tie,
+    sources: Mapping[str, tuple[str, Change]],
+    tokenizer: Tokenizer | None,
+    *,
+    drop_unused: bool = False,
 ) -> int:
     """Return the number of rows of the merged embedding.
 
     sources: maps the name of the output embedding and of the output head to the pair (name of the base tensor to
-    change, changes). Raises TensorMismatch if the stored matrix has no row, and the tokenizer no token, for the id of a
-    token row. Raises BadInput if no adapter contains the values of an added row, or if the embedding has no row for a
-    token of the tokenizer. Raises NotExpressible if the vocabulary grows and transformers would discard the stored
-    head.
+    change, changes). drop_unused: whether the caller leaves out tokens without a row. Raises TensorMismatch if the
+    stored matrix has no row, and the tokenizer no token, for the id of a token row. Raises BadInput if no adapter
+    contains the values of an added row, or if the embedding has no row for a token of the tokenizer. Raises
+    NotExpressible if the vocabulary grows and transformers would discard the stored head.
     """
     n_tokens = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
     n_rows = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
@@ -36,10 +41,13 @@ def vocabulary(
                 hint = "the folder of an adapter with new tokens must contain the tokenizer with the new tokens"
                 raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.token_ids[-1], hint=hint)
             vocab = max(vocab, edit.token_ids[-1] + 1)
-    if tokenizer and n_tokens > vocab:
+    if tokenizer and n_tokens > vocab and not drop_unused:
+        (token_id, text), *others = tokenizer.texts_from(vocab).items()
+        more = f" and {len(others)} more tokens without a row" if others else ""
         raise BadInput(
             f"{tokenizer.path}: expected token ids below {vocab}, the number of rows of {tie.embedding}, "
-            f"found {n_tokens - 1}"
+            f"found {token_id} for the token {text!r}{more}; use --drop-unused-tokens to leave out such tokens, or "
+            f"train their rows, for example with ttexport tune --new-token {text!r}"
         )
     for name in sorted(sources):
         covered = {token_id for edit in sources[name][1].rows for token_id in edit.token_ids}

@@ -20,16 +20,25 @@ def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
     tokenizer.json. files: maps the names of the tokenizer files to their paths. Raises UnreadableFile if a tokenizer
     file cannot be parsed.
     """
-    names = ("special_tokens_map.json", "tokenizer_config.json")
-    settings: dict[str, Any] = {}
-    for name in names:
-        settings |= read_object(files[name]) if name in files else {}
-    texts = {name: _text(settings.get(f"{name}_token")) for name in SPECIAL_TOKENS}
+    texts = special_texts(files)
     path = files.get("tokenizer.json")
     if path is None or not any(texts.values()):
         return {}
     by_text = added_tokens(path)
     return {name: by_text[text] for name, text in texts.items() if text in by_text}
+
+
+def special_texts(files: Mapping[str, Path]) -> dict[str, str]:
+    """Map the name (bos, eos or pad) of every special token to the token's text, or to "" without such a token.
+
+    As in transformers, a token in special_tokens_map.json replaces the token in tokenizer_config.json, unless
+    tokenizer_config.json contains added_tokens_decoder.
+    """
+    settings: dict[str, Any] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if name in files and "added_tokens_decoder" not in settings:
+            settings |= read_object(files[name])
+    return {name: _text(settings.get(f"{name}_token")) for name in SPECIAL_TOKENS}
 
 
 def _text(token: object) -> str:

@@ -120,6 +120,12 @@ class Tokenizer:
         added = _decode_counted(self.path, self._file.added_tokens, "added_tokens", list[_Token] | None) or []
         return {token.content: token.id for token in added}
 
+    def texts_from(self, first: int) -> dict[int, str]:
+        """Map the ids from ``first`` on to the texts of their tokens, in ascending order of the ids."""
+        vocab, added = self._vocab, {token_id: text for text, token_id in self.added.items()}
+        texts = {token_id: text for text, token_id in vocab.items()} if isinstance(vocab, dict) else {}
+        return {number: added.get(number, texts.get(number, "")) for number in sorted(self.ids) if number >= first}
+
     @cached_property
     def content(self) -> dict[str, Any]:
         """Return the fields of tokenizer.json that affect tokenisation, without fields that are null or absent.

@@ -6,6 +6,9 @@ the exporter's, for replacing rows of embedding and head by token id and for rou
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +21,7 @@ from exporter.sources.hf.tokenizer import read_tokenizer
 from exporter.sources.hf.vocabulary_files import read_vocabulary_files
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.places import HEAD, use_of
+from exporter.verify.expect.dropped_tokens import drop_tokens
 from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.files import settings, tuned_files
 from exporter.verify.expect.tables import grow_tables
@@ -30,16 +34,21 @@ class Reference:
     """The base checkpoint and the unmerged adapters from which the expected values of an artifact are computed.
 
     untie: True if an artifact made from a tied base must store a separate head, even if embedding and head are equal.
+    drop_unused: True if the artifact's tokenizer must lack the tokens that have no embedding row.
     """
 
     checkpoint: Checkpoint
     adapters: Sequence[Adapter]
     untie: bool = False
+    drop_unused: bool = False
 
     @classmethod
-    def open(cls, checkpoint: Path, adapters: Sequence[Path], *, untie: bool = False) -> Reference:
+    def open(
+        cls, checkpoint: Path, adapters: Sequence[Path], *, untie: bool = False, drop_unused: bool = False
+    ) -> Reference:
         """Read the base and the adapters from disk. Raises BadInput if the base or an adapter cannot be used."""
-        return cls(Checkpoint.open(checkpoint), [Adapter.open(path, via_peft=True) for path in adapters], untie)
+        opened = [Adapter.open(path, via_peft=True) for path in adapters]
+        return cls(Checkpoint.open(checkpoint), opened, untie, drop_unused)
 
     @cached_property
     def tensors(self) -> Mapping[str, Expected]:
@@ -142,7 +151,15 @@ class Reference:
     @cached_property
     def auxiliary_files(self) -> Mapping[str, Path]:
         """A dict from file name to path for the tuned model's tokenizer files, chat templates and generation config."""
-        return tuned_files(self.checkpoint.auxiliary_files, [adapter.auxiliary_files for adapter in self.adapters])
+        files = tuned_files(self.checkpoint.auxiliary_files, [adapter.auxiliary_files for adapter in self.adapters])
+        return drop_tokens(files, self.vocab, self._folder) if self.drop_unused else files
+
+    @cached_property
+    def _folder(self) -> Path:
+        """A folder for expected files that differ from the inputs. The folder is removed with the reference."""
+        folder = Path(tempfile.mkdtemp(prefix="ttexport-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     @cached_property
     def templates(self) -> Mapping[str, str]:
