@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from exporter.errors import NotExpressible
 from exporter.families.family import Family
-from exporter.families.layer_norm import cohere, cohere2, gpt2, gpt_neox, stablelm, starcoder2
+from exporter.families.layer_norm import cohere, cohere2, gpt2, gpt_neox, nemotron, olmo, stablelm, starcoder2
 from exporter.families.llama_like import adjacent_pairs, arcee, hunyuan, ministral3, seed_oss
 from exporter.families.rms_norm import exaone4, gemma, glm4, granite, llama, mistral, olmo2, olmo3, phi3, qwen, smollm3
 from exporter.families.spec import DecoderSpec
@@ -45,6 +45,8 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
     exaone4.FAMILY,
     glm4.FAMILY,
     cohere2.FAMILY,
+    olmo.FAMILY,
+    nemotron.FAMILY,
 )
 
 

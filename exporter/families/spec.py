@@ -67,6 +67,7 @@ class Norm:
     """Parameters of a decoder's norms.
 
     offset: a number that is added to the stored weight. type: "layer" norms subtract the mean, "rms" norms do not.
+    bare: whether the norms before attention, before the MLP and before the head have neither weight nor bias.
 
     The roles of the norm tensors determine where norms are applied (before or after a block, on queries and keys).
     """
@@ -74,6 +75,7 @@ class Norm:
     type: Literal["rms", "layer"]
     eps: float
     offset: float = 0.0
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +113,8 @@ class Attention:
     first head, then of the second head, and so on. windowed: the layers in which a query attends only to the last
     ``window`` positions, including the query's own position. softcap: if set to c, each score becomes c * tanh(score /
     c). log_growth: if set to b, the query at position p is multiplied by 1 + b * log(1 + floor(p / n)), where n is the
-    context length before rope scaling.
+    context length before rope scaling. clip: if set to c, queries, keys and values are limited to [-c, c] after their
+    projection.
     """
 
     heads: int
@@ -125,6 +128,7 @@ class Attention:
     windowed: frozenset[int] = frozenset()
     softcap: float | None = None
     log_growth: float | None = None
+    clip: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +161,8 @@ class Moe:
 class DecoderSpec:
     """A decoder that computes x += attn(norm(x)), x += mlp(norm(x)) in each layer, and logits = head(norm(x)).
 
-    If no tensor has the role of a norm, the decoder omits the norm: without ATTN_NORM, attention reads x itself. The
+    If no tensor has the role of a norm and the norms are not bare, the decoder omits the norm:
+    without ATTN_NORM, attention reads x itself. The
     norms ATTN_POST_NORM and MLP_POST_NORM normalise the output of a block before the output is added to x. parallel:
     whether attention and MLP read the same x; without MLP_NORM, attention and MLP then also share the normalised x.
     residual_scale: a factor that multiplies the output of each block. embed_scale: a factor that multiplies the

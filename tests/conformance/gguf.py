@@ -48,10 +48,11 @@ PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r", "cohere2": "
 _VARIABLE_KEYS = ("general.name", "general.basename", "general.finetune", "general.version", "general.description")
 
 _BYTE_LEVEL = """
-import conversion.ernie, conversion.gemma, conversion.glm, conversion.phi
+import conversion.ernie, conversion.gemma, conversion.glm, conversion.nemotron, conversion.phi
 for kind in (
     conversion.gemma.GemmaModel, conversion.gemma.Gemma2Model, conversion.phi.Phi3MiniModel,
     conversion.ernie.Ernie4_5Model, conversion.glm.Glm4Model,
+    conversion.nemotron.NemotronModel,
 ):
     kind.set_vocab = conversion.base.TextModel._set_vocab_gpt2
 """
@@ -85,6 +86,7 @@ CHANGES = {
     "gpt_neox": (_ROTARY, "it reads rotary_pct, which transformers 5 moves into the rope parameters, and fails"),
     "ernie4_5": (_BYTE_LEVEL, _TOKENIZER),
     "glm4": (_BYTE_LEVEL, "it reads the ids of <|endoftext|> and <|user|>, which the tiny tokenizer lacks"),
+    "nemotron": (_BYTE_LEVEL, _TOKENIZER),
     "helium": (_HELIUM, "it does not know Helium, which is Llama with queries and keys in llama.cpp's order"),
     "stablelm_12b": (_NORM_STACKS, "it returns the stacked norms from a generator instead of yielding them, and fails"),
 }

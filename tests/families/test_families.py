@@ -82,6 +82,11 @@ def test_slots_and_tensors_of_a_model_are_one_to_one(name: str) -> None:
         ("hunyuan", lambda spec: spec.attention.norm_after_rope and not spec.rope.stretched),
         ("hunyuan_alpha", lambda spec: spec.rope.stretched and spec.rope.theta == 1e4 * 1000 ** (32 / 30)),
         ("olmo3", lambda spec: (spec.attention.windowed, spec.rope.local_theta) == ({0, 1, 2}, 2e4)),
+        (
+            "olmo",
+            lambda spec: (spec.norm.bare, spec.attention.clip) == (True, 0.8) and Role.FINAL_NORM not in spec.roles,
+        ),
+        ("nemotron", lambda spec: (spec.norm.offset, spec.rope.dims, spec.mlp.activation) == (1.0, 8, "relu2")),
         ("exaone4", lambda spec: (spec.attention.window, spec.rope.skipped) == (None, set())),
         ("glm4", lambda spec: spec.rope.interleaved and spec.rope.dims == 8 and Role.GATE_UP in spec.roles),
         ("cohere2", lambda spec: (spec.attention.windowed, spec.rope.skipped) == ({0, 1, 2}, {3})),
@@ -218,6 +223,8 @@ PUBLISHED: list[tuple[str, dict[str, Any]]] = [
     ("exaone4", {"rope_theta": 1e6, "sliding_window": None, "layer_types": ["full_attention"] * 3}),
     ("glm4", {"rope_theta": 1e4, "partial_rotary_factor": 0.25, "head_dim": 16}),
     ("cohere2", {"rope_theta": 5e4, "rotary_pct": 1.0, "sliding_window_pattern": 2, "logit_scale": 0.25}),
+    ("olmo", {"rope_theta": 1e4, "clip_qkv": 8.0}),
+    ("nemotron", {"rope_theta": 1e4, "partial_rotary_factor": 0.25, "norm_eps": 1e-6}),
     ("ministral3", {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}}),
 ]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from exporter.families.building_blocks import ATTENTION_BIASES, LAYER, MLP_BIASES, heads, naming_scheme, rope
+from exporter.families.building_blocks import ATTENTION_BIASES, LAYER, MLP_BIASES, OUTSIDE, heads, naming_scheme, rope
 from exporter.families.config import Activation, Settings
 from exporter.families.family import Family
 from exporter.families.llama_cpp import LLAMA_KEYS, MOST_LINEARS, Architecture
@@ -32,6 +32,7 @@ def like_llama(
     eps: float = 1e-6,
     activation: Activation = "silu",
     layer: Mapping[str, Role] = LAYER,
+    outside: Mapping[str, Role] = OUTSIDE,
     biases: Collection[Role] = (),
     optional: Collection[Role] = (),
 ) -> DecoderSpec:
@@ -57,7 +58,7 @@ def like_llama(
             activation=settings.activation(family, "hidden_act", activation, {activation}),
             gated=not {Role.GATE, Role.GATE_UP}.isdisjoint(layer.values()),
         ),
-        naming_schemes=(naming_scheme(layers, layer, biases=biases, optional=optional),),
+        naming_schemes=(naming_scheme(layers, layer, outside=outside, biases=biases, optional=optional),),
     )
 
 

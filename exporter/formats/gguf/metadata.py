@@ -130,6 +130,8 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
         "attn_logit_softcapping": attention.softcap,
         "final_logit_softcapping": spec.logit_softcap,
         "attention.scale": attention.scale,
+        "attention.clamp_kqv": attention.clip,
+        "attention.layer_norm_rms_epsilon": spec.norm.eps,
         "attention.temperature_scale": attention.log_growth,
         "embedding_scale": spec.embed_scale,
         "residual_scale": spec.residual_scale,

@@ -213,7 +213,7 @@ def _view(
         return Stacked(
             [model.tensor(name) for name in names]
         ), f", stacked with other tensors into one tensor ({len(names)} in total)"
-    if spec.norm.offset and slot.role in NORMS:
+    if spec.norm.offset and slot.role in NORMS and slot.parameter == "weight":
         return Shifted(tensor, spec.norm.offset), f", plus the norm offset {spec.norm.offset:g}"
     if slot.role in spec.transposed and slot.parameter == "weight":
         return Transposed(tensor), ", transposed"

@@ -49,12 +49,14 @@ ARCHITECTURES: Final = {
     "exaone4": "exaone4",
     "glm4": "glm4",
     "cohere2": "cohere2",
+    "olmo": "olmo",
+    "nemotron": "nemotron",
 }
 #: Architectures with interleaved queries and keys.
-_INTERLEAVED: Final = frozenset({"llama", "granite", "smollm3", "arcee", "mistral3"})
+_INTERLEAVED: Final = frozenset({"llama", "granite", "smollm3", "arcee", "mistral3", "olmo"})
 #: Model types whose checkpoints already contain the queries and keys in interleaved order.
 _STORED_INTERLEAVED: Final = frozenset({"helium"})
-_ONE_ADDED: Final = frozenset({"gemma", "gemma2", "gemma3"})
+_ONE_ADDED: Final = frozenset({"gemma", "gemma2", "gemma3", "nemotron"})
 #: GPT-2 stores the weights of its linear layers as (in, out).
 _TRANSPOSED: Final = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
 #: Members of a stack: experts, and norms that are stored per head.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from exporter.families.spec import Role
@@ -66,6 +65,7 @@ class Attention:
             q, k, v = self.modules.split(linear(Role.QKV, layer, x), sizes)
         else:
             q, k, v = (linear(role, layer, x) for role in (Role.Q, Role.K, Role.V))
+        q, k, v = (self._clipped(x) for x in (q, k, v))
         if not attention.norm_after_rope:
             q, k = self._normed(Role.Q_NORM, layer, q), self._normed(Role.K_NORM, layer, k)
         return self._grown(q, layer), k, v
@@ -92,10 +92,21 @@ class Attention:
         if qk_norm == "head":
             x = self.modules.norm(role, layer, x)
         else:  # every head has separate weights, but the operator's scale is shared by all heads
-            ones = make.array(f"ones_{width}", np.ones(width, make.floats.numpy()))
-            x = make.op("LayerNormalization", [x, ones], f"{name}.unscaled", axis=-1, epsilon=self.spec.norm.eps)
+            x = make.op(
+                "LayerNormalization",
+                [x, self.modules.ones(width)],
+                f"{name}.unscaled",
+                axis=-1,
+                epsilon=self.spec.norm.eps,
+            )
             x = make.op("Mul", [x, make.weight(f"{name}.weight")], name)
         return make.op("Reshape", [x, make.constant(0, 0, heads * width)], f"{name}.joined")
+
+    def _clipped(self, x: ir.Value) -> ir.Value:
+        limit = self.attention.clip
+        if limit is None:
+            return x
+        return self.make.op("Clip", [x, self.make.number(-limit), self.make.number(limit)], f"{x.name}.clipped")
 
     def _grown(self, q: ir.Value, layer: int) -> ir.Value:
         """Multiply the queries ``q`` by a factor that grows with the position, if the decoder has such a factor."""

@@ -92,7 +92,8 @@ class _Decoder:
 
         If the decoder has no norm with the role, ``otherwise`` is returned, or ``x`` if ``otherwise`` is None.
         """
-        if self.modules.has(role, layer):
+        bare = self.spec.norm.bare and role in (Role.ATTN_NORM, Role.MLP_NORM)
+        if bare or self.modules.has(role, layer):
             return self.modules.norm(role, layer, x)
         return x if otherwise is None else otherwise
 

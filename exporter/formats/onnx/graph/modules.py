@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from exporter.families.spec import DecoderSpec, Role
@@ -41,11 +42,15 @@ class Modules:
     def norm(self, role: Role, layer: int | None, x: ir.Value) -> ir.Value:
         """Normalise ``x`` over the last axis with the norm that has the role ``role`` in ``layer``."""
         make, name, norm = self.make, path(role, layer), self.spec.norm
-        scale = make.weight(f"{name}.weight")
+        scale = self.ones(self.spec.hidden) if norm.bare else make.weight(f"{name}.weight")
         if norm.type == "rms":
             return make.op("RMSNormalization", [x, scale], name, axis=-1, epsilon=norm.eps)
         factors: list[ir.Value] = [x, scale, *self._bias(name)]
         return make.op("LayerNormalization", factors, name, axis=-1, epsilon=norm.eps)
+
+    def ones(self, length: int) -> ir.Value:
+        """Return a vector of ones, in the dtype of the activations, for norms without a weight of their own."""
+        return self.make.array(f"ones_{length}", np.ones(length, self.make.floats.numpy()))
 
     def linear(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
         """Apply a linear layer to ``x``, and add the bias if the checkpoint contains a bias.

@@ -24,7 +24,8 @@ Group = tuple[Sequence[str], Slot]
 
 def reads_packed(spec: DecoderSpec, layer: int) -> bool:
     """Whether GroupQueryAttention can read the layer's Q, K and V products directly, without nodes in between."""
-    rope, plain = spec.rope, spec.attention.qk_norm is None and spec.attention.log_growth is None
+    rope, attention = spec.rope, spec.attention
+    plain = attention.qk_norm is None and attention.log_growth is None and attention.clip is None
     return plain and (rope is None or layer in rope.skipped or rotates_inside(spec, layer))
 
 
