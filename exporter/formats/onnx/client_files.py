@@ -14,7 +14,7 @@ from exporter.formats.onnx.weights.precision import PRECISIONS, Precision
 from exporter.io.files import read_file
 from exporter.io.json_objects import as_json, read_object
 from exporter.merge.model import MergedModel
-from exporter.merge.vocabulary.templates import DEFAULT, read_template, template_files
+from exporter.merge.vocabulary.templates import read_template, template_files, template_setting
 from exporter.sources.hf.checkpoint import GENERATION_CONFIG, TOKENIZER_CONFIG
 
 
@@ -58,17 +58,10 @@ def auxiliary_contents(
             contents[name] = content
     if path := files.get(TOKENIZER_CONFIG):
         config = read_object(path)
-        stated = _as_setting(templates)
+        stated = template_setting(templates)
         if config.get("chat_template") != stated:
             contents[TOKENIZER_CONFIG] = as_json({**config, "chat_template": stated})
     return contents
-
-
-def _as_setting(templates: Mapping[str, str]) -> str | list[dict[str, str]]:
-    """Return the value of the key ``chat_template`` in tokenizer_config.json: a text, or a list of named texts."""
-    if templates.keys() == {DEFAULT}:
-        return templates[DEFAULT]
-    return [{"name": name, "template": text} for name, text in templates.items()]
 
 
 def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[str, Any]:

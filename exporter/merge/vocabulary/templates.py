@@ -99,6 +99,13 @@ def template_files(templates: Mapping[str, str]) -> dict[str, bytes]:
     return contents
 
 
+def template_setting(templates: Mapping[str, str]) -> str | list[dict[str, str]]:
+    """Return the value of the key ``chat_template`` in tokenizer_config.json: a text, or a list of named texts."""
+    if templates.keys() == {DEFAULT}:
+        return templates[DEFAULT]
+    return [{"name": name, "template": text} for name, text in templates.items()]
+
+
 def _stated(files: Mapping[str, Path], name: str) -> dict[str, str] | None:
     """Return the chat templates in the JSON file ``name``, or None if there is no such file or no chat template.
 

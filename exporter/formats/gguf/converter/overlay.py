@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import writing
-from exporter.io.json_objects import as_json
+from exporter.io.json_objects import as_json, read_object
 from exporter.io.output import OutputFile
 from exporter.io.staging import write_file
 from exporter.merge.model import MergedModel
+from exporter.merge.vocabulary.templates import is_template, template_setting
 from exporter.progress import Progress, silent
-from exporter.sources.hf.checkpoint import CONFIG, GENERATION_CONFIG, INDEX
+from exporter.sources.hf.checkpoint import CONFIG, GENERATION_CONFIG, INDEX, TOKENIZER_CONFIG
 from exporter.sources.hf.safetensors import FileTensor, prepare, read_tensors
 
 _METADATA: Final = {"format": "pt"}
@@ -127,11 +128,28 @@ def write_overlay(overlay: Overlay, folder: Path, progress: Progress = silent) -
     write_file(folder / CONFIG, as_json(model.config))
     if model.generation_config and GENERATION_CONFIG not in model.files:
         write_file(folder / GENERATION_CONFIG, as_json(model.generation_config))
+    contents = {**model.rewritten, **_templates(model)}
     for name, file in sorted(model.files.items()):
-        if name not in model.rewritten:
+        if name not in contents and not is_template(name, processor=True):
             _link(file, folder / name)
-    for name, text in sorted(model.rewritten.items()):
-        write_file(folder / name, text)
+    for name, text in sorted(contents.items()):
+        if not is_template(name, processor=True):
+            write_file(folder / name, text)
+
+
+def _templates(model: MergedModel) -> dict[str, bytes]:
+    """Return a tokenizer_config.json that contains all chat templates of the merged model, by name.
+
+    If a model has chat templates in several places, transformers and llama.cpp's converter choose different templates.
+    The converter prefers tokenizer_config.json, and ignores named templates in separate files without a default.
+    Returns {} if the merged model's tokenizer_config.json contains these templates.
+    """
+    path = model.files.get(TOKENIZER_CONFIG)
+    stated = template_setting(model.templates) if model.templates else None
+    config = read_object(path) if path else {}
+    if config.get("chat_template") == stated:
+        return {}
+    return {TOKENIZER_CONFIG: as_json({**config, "chat_template": stated})}
 
 
 def _write_own(model: MergedModel, names: Sequence[str], path: Path, progress: Progress) -> None:

@@ -18,6 +18,7 @@ from exporter.sources.peft.adapter import Adapter
 from fixtures.zoo import build, rows_adapter
 from tests.conformance.gguf import convert, required_converter
 from tests.formats.gguf.converter.overlays import script_for_tiny_tokenizers
+from tests.support.chat_templates import LAYOUTS, folders
 
 pytestmark = pytest.mark.converter
 Capture = pytest.CaptureFixture[str]
@@ -39,6 +40,20 @@ def test_an_overlay_gives_the_bytes_of_the_merged_checkpoint(
     assert (tmp_path / "got.gguf").read_bytes() == (tmp_path / "want.gguf").read_bytes()
     size = (tmp_path / "got.gguf").stat().st_size
     assert 0.9 * size < layout.nbytes < 1.1 * size
+
+
+def test_the_converter_writes_the_templates_of_transformers(
+    tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    case = "named without default and text in the config"
+    script = script_for_tiny_tokenizers(required_converter(), tmp_path / "converter")
+    base, adapter = folders(case, tiny_tied, tiny_adapter, tmp_path)
+    argv = ["merge", str(adapter), "--base", str(base), "--to", "gguf", "--converter", str(script)]
+    assert run([*argv, "-o", str(tmp_path / "out.gguf"), "--verify", "weights", "-q"]) == 0
+    stored = GgufFile.open(tmp_path / "out.gguf").metadata
+    wanted = {name.replace(" ", "_"): text for name, text in LAYOUTS[case][2].items()}
+    assert stored.get("tokenizer.chat_template") == wanted.get("default")
+    assert stored.get("tokenizer.chat_template.tool_use") == wanted.get("tool_use")
 
 
 def test_a_model_without_a_family_is_made_by_the_installed_converter(

@@ -74,8 +74,11 @@ def test_the_tensors_of_the_index_are_those_of_the_merged_checkpoint(
     assert got.tensors.keys() == want.tensors.keys()
     for name, tensor in want.tensors.items():
         assert np.array_equal(got.tensors[name].rows(0, tensor.spec.n_rows), tensor.rows(0, tensor.spec.n_rows))
+    settings = json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (tmp_path / "merged" / "chat_template.jinja").read_text()
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == settings, "the converter prefers this file"
     for path in (tmp_path / "merged").iterdir():
-        if not path.name.startswith("model"):
+        if not path.name.startswith(("model", "tokenizer_config", "chat_template")):
             assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
