@@ -52,6 +52,7 @@ def byte_level_keys(
     merges = read_merges(path, model.get("merges"))
     _check_symbols(path, [token.text for token in added if token.text in vocab], merges)
     name = pre_tokenizer or pre_tokenizers.recognise(content, model_type, str(path))
+    notes += pre_tokenizers.difference_notes(content)
     notes += pre_tokenizers.override_notes(pre_tokenizer, content) if pre_tokenizer else []
     keys = [
         writer.text("tokenizer.ggml.model", "gpt2"),

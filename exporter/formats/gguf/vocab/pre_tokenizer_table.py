@@ -82,6 +82,11 @@ _JAIS2: Final = (
 #: Expressions that match every character of any text, so that removing the text between the matches removes nothing.
 COVERING: Final = frozenset({GPT2, _LLAMA3, _QWEN2, _QWEN35, _TEKKEN, _O200K})
 
+#: Known differences between transformers and llama.cpp, as clauses of a note.
+_AT_MARKS: Final = "llama.cpp splits a word before a combining mark, such as a vowel sign of Devanagari or Thai"
+_WIDE_SPACE: Final = "llama.cpp splits a run of spaces before the ideographic space U+3000"
+_RETURNS: Final = "llama.cpp does not treat a carriage return before a line break as part of the line break"
+
 BYTES: Final[Step] = ("ByteLevel", False, False)  # no prefix space; an earlier step has split the text
 _DIGITS: Final[Step] = ("Digits", True)
 
@@ -97,13 +102,15 @@ class PreTokenizer:
 
     by_model_type: maps each model type for which llama.cpp uses a different name to that name. ignore_merges: the value
     of the flag ``ignore_merges`` that the BPE model in tokenizer.json must have, or None if both values are accepted
-    because the flag affects only vocabulary words that cannot be built by merges.
+    because the flag affects only vocabulary words that cannot be built by merges. difference: how llama.cpp's
+    pre-tokenizer differs from the structure, or "" if no difference is known.
     """
 
     name: str
     steps: tuple[Step, ...]
     ignore_merges: bool | None = False
     by_model_type: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    difference: str = ""
 
     @property
     def names(self) -> frozenset[str]:
@@ -162,14 +169,15 @@ TABLE: Final = (
             "exaone4": "exaone4",
         },
     ),
-    PreTokenizer("tekken", (split(_TEKKEN), BYTES), ignore_merges=None),
+    PreTokenizer("tekken", (split(_TEKKEN), BYTES), ignore_merges=None, difference=_AT_MARKS),
     PreTokenizer(
         "gpt-4o",
         (split(_O200K), BYTES),
         ignore_merges=None,
         by_model_type={"llama4": "llama4", "llama4_text": "llama4", "minimax_m2": "minimax-m2"},
+        difference=_AT_MARKS,
     ),
-    PreTokenizer("kimi-k2", (split(_KIMI), BYTES), ignore_merges=None),
+    PreTokenizer("kimi-k2", (split(_KIMI), BYTES), ignore_merges=None, difference=_AT_MARKS),
     PreTokenizer(
         "deepseek-llm",
         (
@@ -181,6 +189,7 @@ TABLE: Final = (
             _DIGITS,
             BYTES,
         ),
+        difference=_WIDE_SPACE,
     ),
     PreTokenizer(
         "deepseek-coder",
@@ -202,5 +211,10 @@ TABLE: Final = (
     PreTokenizer("seed-coder", (split(_SEED), BYTES), ignore_merges=None),
     PreTokenizer("exaone-moe", (split(_EXAONE_MOE), BYTES), ignore_merges=None),
     PreTokenizer("jais-2", (split(_JAIS2), BYTES), ignore_merges=None),
-    PreTokenizer("laguna", (split(r"(?:\r?\n)+(?!\r?\n)", "MergedWithNext"), split(_QWEN2), BYTES), ignore_merges=None),
+    PreTokenizer(
+        "laguna",
+        (split(r"(?:\r?\n)+(?!\r?\n)", "MergedWithNext"), split(_QWEN2), BYTES),
+        ignore_merges=None,
+        difference=_RETURNS,
+    ),
 )

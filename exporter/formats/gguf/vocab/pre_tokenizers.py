@@ -34,6 +34,12 @@ def recognise(tokenizer: Mapping[str, Any], model_type: object, where: str) -> s
     )
 
 
+def difference_notes(tokenizer: Mapping[str, Any]) -> list[str]:
+    """Return a note if llama.cpp's pre-tokenizer is known to split some texts differently from transformers."""
+    row = _row(tokenizer)
+    return [f"pre-tokenizer {row.name}: unlike transformers, {row.difference}"] if row and row.difference else []
+
+
 def override_notes(name: str, tokenizer: Mapping[str, Any]) -> list[str]:
     """Return notes if the pre-tokenizer ``name``, chosen by the user, is unknown or contradicts tokenizer.json.
 

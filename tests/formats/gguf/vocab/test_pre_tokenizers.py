@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,17 @@ from exporter.formats.gguf.vocab.pre_tokenizer_table import TABLE, PreTokenizer,
 from exporter.formats.gguf.vocab.pre_tokenizers import recognise, steps
 from exporter.formats.gguf.vocab.tokenizer import vocabulary
 from fixtures.models.tokenizers import train_bpe
-from tests.formats.gguf.models import BYTE_LEVEL, BYTES_ONLY, LLAMA3, LLAMA3_EXPRESSION, sequence, split
+from tests.formats.gguf.models import BYTE_LEVEL, BYTES_ONLY, LLAMA3, LLAMA3_EXPRESSION, sequence, split, tokenizer_json
 from tests.formats.gguf.vocab.texts import ADDED, ALL_TEXTS
 
 MARKED = ("नमस्ते दुनिया", "e\u0301", "cafe\u0301 na\u0308ive", "a\u0300\u0301\u0302b")
-SPLITS_AT_MARKS = (
-    "combining marks belong to a word; llama.cpp's classes of case lack \\p{M}, so it splits before a mark",
-    lambda text: text in MARKED,
-)
-#: name → (why llama.cpp splits differently, on which texts): exactly these and no others.
-DIFFERENCES: dict[str, tuple[str, Callable[[str], bool]]] = {
-    "tekken": SPLITS_AT_MARKS,
-    "gpt-4o": SPLITS_AT_MARKS,
-    "kimi-k2": SPLITS_AT_MARKS,
-    "deepseek-llm": (
-        "U+3000 joins a space before it; llama.cpp separates it from a run of spaces",
-        lambda text: text == "   \u3000",
-    ),
-    "laguna": (
-        "a line break \\r\\n joins the next line as a whole; llama.cpp's expression contains only \\n",
-        lambda text: "\r\n" in text,
-    ),
+#: name → the texts that llama.cpp splits differently: exactly these and no others. The table says why.
+DIFFERENCES: dict[str, Callable[[str], bool]] = {
+    "tekken": lambda text: text in MARKED,
+    "gpt-4o": lambda text: text in MARKED,
+    "kimi-k2": lambda text: text in MARKED,
+    "deepseek-llm": lambda text: text == "   \u3000",
+    "laguna": lambda text: "\r\n" in text,
 }
 
 ROWS = [pytest.param(row, id=row.name) for row in TABLE]
@@ -81,13 +72,19 @@ def test_llama_cpp_tokenises_texts_as_tokenizers_does(tmp_path: Path, row: PreTo
     tokenizer.add_tokens([AddedToken(text, normalized=True) for text in ADDED])
     got = runtime.tokenize(header_only(tmp_path, tokenizer.to_str(), tokenizer.get_vocab_size()), ALL_TEXTS)
     want = [tokenizer.encode(text, add_special_tokens=False).ids for text in ALL_TEXTS]
-    _, expected = DIFFERENCES.get(row.name, ("", lambda text: False))
+    expected: Callable[[str], bool] = DIFFERENCES.get(row.name, lambda text: False)
     differing = {text for text, ours, theirs in zip(ALL_TEXTS, want, got, strict=True) if ours != theirs}
     assert differing == {text for text in ALL_TEXTS if expected(text)}
 
 
-def test_every_difference_belongs_to_a_row() -> None:
-    assert DIFFERENCES.keys() <= {row.name for row in TABLE}
+def test_every_difference_is_noted(tmp_path: Path) -> None:
+    assert DIFFERENCES.keys() == {row.name for row in TABLE if row.difference}
+    for row in TABLE:
+        content = tokenizer_json(structure(row), model={"ignore_merges": bool(row.ignore_merges)})
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+        notes = vocabulary({"tokenizer.json": tmp_path / "tokenizer.json"}, {}, 269, where=tmp_path).notes
+        wanted = f"pre-tokenizer {row.name}: unlike transformers, {row.difference}"
+        assert notes == ([wanted] if row.name in DIFFERENCES else [])
 
 
 @pytest.mark.parametrize(("row", "model_type", "name"), CASES)
