@@ -26,7 +26,7 @@ class Artifact:
 
     model: a key of ``Release.models``. format, storage: names of format and storage as printed by ``ttexport plan``.
     parameters: the options of the job as JSON values. report: the entry for this artifact in ``report.json``; None if
-    the artifact was not verified.
+    the artifact was not verified. notes: the notes of the plan on the artifact.
     """
 
     job: str
@@ -36,6 +36,7 @@ class Artifact:
     path: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

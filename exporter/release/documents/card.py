@@ -55,6 +55,7 @@ def to_bytes(manifest: Manifest, model: str) -> bytes:
         parameter_count=entry.parameter_count,
         sections=[(heading, texts[key]) for key, heading in _HEADINGS.items() if texts[key]],
         artifacts=[_row(manifest, artifact) for artifact in described],
+        notes=_notes(manifest, described),
         verdicts=[row for artifact in described for row in _verdict_rows(manifest, artifact)],
         levels={verdict.level for verdict in verdicts},
         quantised=any(_EXCESS in check.name for verdict in verdicts for check in verdict.checks),
@@ -181,6 +182,15 @@ def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
         "storage": artifact.storage,
         "nbytes": sum(sizes[path] for path in file_paths(manifest, artifact)),
     }
+
+
+def _notes(manifest: Manifest, artifacts: Sequence[ArtifactEntry]) -> list[tuple[str, list[str]]]:
+    """Return every note on the artifacts, each with the paths of the artifacts that the note is about."""
+    paths: dict[str, list[str]] = {}
+    for artifact in artifacts:
+        for note in artifact.notes:
+            paths.setdefault(note, []).append(relative_path(manifest, artifact.model, artifact.path))
+    return list(paths.items())
 
 
 def _verdict_rows(manifest: Manifest, artifact: ArtifactEntry) -> Iterator[Mapping[str, Any]]:

@@ -106,7 +106,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An artifact of the release. path: a file or a folder, as a path relative to the release folder."""
+    """An artifact of the release. path: a file or a folder, as a path relative to the release folder.
+
+    notes: the notes of the plan on the artifact.
+    """
 
     job: str
     model: str
@@ -115,6 +118,7 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     path: str
     parameters: dict[str, Any]
     verdict: Verdict | None
+    notes: list[str] = []
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -261,6 +265,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
         "path": artifact.path,
         "parameters": dict(artifact.parameters),
         "verdict": _verdict(artifact.report) if artifact.report is not None else None,
+        "notes": list(artifact.notes),
     }
 
 

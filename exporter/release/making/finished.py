@@ -122,4 +122,5 @@ def _artifact(entry: ArtifactEntry, reports: Mapping[str, dict[str, Any]]) -> Ar
         path=entry.path,
         parameters=entry.parameters,
         report=reports.get(entry.path),
+        notes=tuple(entry.notes),
     )

@@ -155,6 +155,7 @@ class ReleaseRun:
                 path=self.main_path(job),
                 parameters=job.parameters,
                 report=reports.get(job.name),
+                notes=tuple(self.plan.targets[job.name].notes),
             )
             for job in self.jobs
         ]

@@ -133,6 +133,18 @@ def test_the_card_states_what_was_verified(drafted: Drafted) -> None:
         assert sentence in card.to_bytes(whole, "tuned").decode()
 
 
+def test_the_card_has_each_note_once_with_its_files(drafted: Drafted) -> None:
+    """llama.cpp ignores the window of some models, which readers of a card must know as those of a plan do."""
+    note = "llama.cpp ignores the sliding window of this architecture, so texts of more than 8 tokens differ"
+    noted = [replace(row, notes=(note,)) if row.format == "gguf" else row for row in drafted.artifacts]
+    paths = [row.path for row in noted if row.notes]
+    page = card.to_bytes(built(drafted, artifacts=tuple(noted)), "tuned").decode()
+    assert sections(page, "##") == ["Limits", "Files", "Notes", "Verification", "Use"]
+    assert page.count(note) == 1
+    assert len(paths) == 2
+    assert all(f"`{path}`" in page.split(note)[0].rpartition("## Notes")[2] for path in paths)
+
+
 def test_the_card_states_that_an_artifact_was_not_verified(drafted: Drafted) -> None:
     whole = built(drafted, artifacts=(replace(drafted.artifacts[0], report=None),))
     page = card.to_bytes(whole, "tuned").decode()

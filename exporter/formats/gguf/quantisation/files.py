@@ -101,8 +101,9 @@ def plan_quantised(
         if tensor_type in NEED_IMPORTANCES:
             reason = f"quantising to {tensor_type} needs importances, and token rows are quantised without importances"
             raise NotExpressible(f"gguf: {name}", reason, instead="choose another type for this tensor")
+    file = imatrix.name if imatrix else ""
     ignored = [
-        f"{imatrix}: the importances of {name} are not used, so that a patch can replace rows"
+        f"{file}: the importances of {name} are not used, so that a patch can replace rows"
         for name in (importances.unused if importances else ())
     ]
     build = (
