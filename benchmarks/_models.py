@@ -86,6 +86,21 @@ def _split(layers: int) -> list[dict[str, tuple[int, ...]]]:
     return shards
 
 
+def tokenizer(folder: Path) -> None:
+    """Write a byte-level BPE tokenizer with ``VOCAB`` tokens, whose texts are arbitrary."""
+    tokens = {f"token{number}": number for number in range(VOCAB)}
+    content = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": tokens, "merges": [], "byte_fallback": False},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 def row_adapter(folder: Path, base: Path, count: int = 16) -> Path:
     """Write an adapter with the rows of ``count`` tokens, spread over the vocabulary, in PEFT's format."""
     ids = np.linspace(0, VOCAB - 1, count).astype(int).tolist()

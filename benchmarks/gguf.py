@@ -8,7 +8,6 @@ disk is measured as well.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -66,7 +65,7 @@ def _programs(name: str, folder: Path, gigabytes: float) -> dict[str, Program]:
         from benchmarks import _models
 
         base = _models.checkpoint(folder / "base", _models.layers_for(gigabytes))
-        _tokenizer(base, _models.VOCAB)
+        _models.tokenizer(base)
         copy = folder / "copy"
         shards = " ".join(str(path) for path in sorted(base.glob("*.safetensors")))
         return {
@@ -117,21 +116,6 @@ def _smollm2(name: str, out: Path) -> dict[str, Program]:
         f"{converter} --outtype bf16 --outfile {between} && {sys.executable} {script} {between} {out} && rm {between}"
     )
     return {OURS: Program((*ours, "--quant", "Q4_K_M"), out), PEER: Program(("sh", "-c", peer), out)}
-
-
-def _tokenizer(folder: Path, vocab: int) -> None:
-    """Write a byte-level BPE tokenizer with ``vocab`` tokens, whose texts are arbitrary."""
-    tokens = {f"token{number}": number for number in range(vocab)}
-    content = {
-        "version": "1.0",
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "vocab": tokens, "merges": [], "byte_fallback": False},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
 def _q8_0(path: Path, gigabytes: float, *, vocab: int) -> Path:
