@@ -24,6 +24,9 @@ _IDS_FACTOR: Final = 5
 _TOKENS_FACTOR: Final = 14
 #: Memory of llama.cpp's quantiser, a separate process that keeps a tensor in float32.
 _QUANTISER_BYTES: Final = 48 << 20
+#: Memory of llama.cpp's converter, a separate process that imports torch and keeps two copies of a tensor in float32.
+_CONVERTER_BYTES: Final = 332 << 20
+_CONVERTER_COPIES: Final = 2
 #: transformers keeps the model in memory while torch traces the model, and a second copy while the graph is optimised.
 _TRACER_BYTES: Final = 700 << 20
 _TRACER_FACTOR: Final = 3
@@ -38,6 +41,7 @@ def peak_nbytes(
     whole_matrices: bool = False,
     library_nbytes: int = 0,
     quantiser: bool = False,
+    converter: bool = False,
 ) -> int:
     """Return the estimated peak memory, in bytes, of an export to one output format.
 
@@ -45,7 +49,7 @@ def peak_nbytes(
     and merges of tokenizer.json, rather than only the token ids. whole_matrices: whether the export transposes matrices
     other than the embedding and the LM head; a matrix is loaded as a whole to be transposed. library_nbytes: memory, in
     bytes, of the Python packages that the output format imports. quantiser: whether the export starts llama.cpp's
-    quantiser.
+    quantiser. converter: whether the export starts llama.cpp's converter.
     """
     computed = casts or any(change.updates or change.biases or change.replaced for _, change in merge.sources.values())
     nbytes = _PROCESS_BYTES + library_nbytes + _CHUNK_BYTES + _TENSOR_BYTES * len(merge.sources)
@@ -56,6 +60,8 @@ def peak_nbytes(
         nbytes += _largest(merge, {merge.tie.embedding, merge.tie.head})
     if quantiser:
         nbytes += _QUANTISER_BYTES + _largest(merge, set())
+    if converter:
+        nbytes += _CONVERTER_BYTES + _CONVERTER_COPIES * _largest(merge, set())
     return nbytes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,15 @@ def test_another_converter_makes_the_artifact_again(project: Project, tmp_path: 
     project.write("one", formats=f'[gguf]\ntypes = ["Q8_0"]\nconverter = "{script.name}"\n')
     assert project.release(out) == 0
     assert project.release(out, "--resume") == 0
-    script.write_text(script.read_text() + "# another version\n")
+    imported = project.folder / "conversion" / "llama.py"  # beside the script
+    imported.parent.mkdir()
+    imported.write_text("# another version\n")
     assert project.release(out, "--resume") == 7
     assert "exists already" in capsys.readouterr().err
+    shutil.rmtree(imported.parent)
+    assert project.release(out, "--resume") == 0
+    script.write_text(script.read_text() + "# another version\n")
+    assert project.release(out, "--resume") == 7
 
 
 def test_a_converter_that_fails_is_exit_4_and_leaves_no_release(

@@ -23,8 +23,6 @@ from exporter.io.parallel import Budget
 from exporter.merge.plan import MergePlan
 from exporter.progress import Progress
 
-#: Memory of the converter's process after its imports, measured with torch 2.9 and CPython 3.11.
-_CONVERTER_BYTES: Final = 450 << 20
 #: Names of the makers in the output of ``plan``.
 _OWN: Final = "ttexport's writer"
 _CONVERTER: Final = "llama.cpp's converter"
@@ -57,9 +55,8 @@ def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Targe
         budget,
         casts=bool(options.types or options.dtype),
         parses_vocabulary=True,
-        library_nbytes=_CONVERTER_BYTES if converter else 0,
-        whole_matrices=converter is not None,
         quantiser=quantised,
+        converter=converter is not None,
     )
     maker = _CONVERTER if converter else _OWN
     maker += ", quantised by llama.cpp" if quantised else ""

@@ -1,0 +1,1 @@
+"""Compare merges by llama.cpp's converter with the converter alone."""
