@@ -72,6 +72,7 @@ def read_vocabulary_files(
     normalizer, expression, tokens = _CLASSES[name]
     prefix = bool(settings.get("add_prefix_space"))
     pre_tokenizer: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": prefix, "use_regex": expression is None}
+    pre_tokenizer["trim_offsets"] = True
     if expression is not None:
         split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
         pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, pre_tokenizer]}

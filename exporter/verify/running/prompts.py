@@ -5,12 +5,14 @@ The sequences are control texts, the user's prompts, and control texts into whic
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from exporter.errors import BadInput, UnreadableFile, reading
+from exporter.verify.expect.added_tokens import loaded_tokens
 from exporter.verify.expect.reference import Reference
 from exporter.verify.running.control_texts import CONTROL_TEXTS, MORE_TEXTS
 
@@ -158,14 +160,28 @@ def _tokenizer(reference: Reference) -> Tokenizer:
     from tokenizers import Tokenizer
 
     path = reference.tokenizer_file()
-    if path is None:
+    if path is None and not reference.tokenizer:
         raise BadInput(
             f"{reference.checkpoint.path}: expected a tokenizer.json for encoding prompts, found no such file"
         )
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path)) if path else Tokenizer.from_str(json.dumps(_as_file(reference)))
     except Exception as exc:  # the tokenizers library raises bare Exception for every malformed file
-        raise UnreadableFile(path, f"the tokenizers library cannot load the file: {exc}") from exc
+        raise UnreadableFile(
+            path or reference.checkpoint.path, f"the tokenizers library cannot load the file: {exc}"
+        ) from exc
+
+
+def _as_file(reference: Reference) -> dict[str, Any]:
+    """Return the content of a tokenizer.json for a tokenizer that is stored as vocab.json and merges.txt."""
+    content = reference.tokenizer
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    tokens = loaded_tokens(reference.auxiliary_files, content).values()
+    added = [{"id": token.id, "content": token.text, "special": token.special, **flags} for token in tokens]
+    decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    parts = {key: content[key] for key in ("normalizer", "pre_tokenizer", "model")}
+    absent = {"truncation": None, "padding": None, "post_processor": None}
+    return {"version": "1.0", **absent, **parts, "added_tokens": added, "decoder": decoder}
 
 
 def _word(tokenizer: Tokenizer, token: int) -> str:

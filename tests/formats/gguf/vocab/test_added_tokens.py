@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from exporter.errors import NotExpressible, UnreadableFile
 from exporter.sources.gguf.file import GgufFile
@@ -16,8 +17,9 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.gguf.special_tokens import check_specials
 from exporter.verify.gguf.vocabulary import check_tokens
 from exporter.verify.report import Check
+from exporter.verify.running.prompts import build_sequences
 from tests.formats.gguf.models import SETTINGS, SMOLLM, checkpoint, config, tokenizer_json
-from tests.formats.gguf.vocab.surroundings import disagreements, write_files, write_vocabulary
+from tests.formats.gguf.vocab.surroundings import disagreements, surrounded, write_files, write_vocabulary
 
 SPECIAL = {"__type": "AddedToken", "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
 DECODER = {"0": {"content": "<|endoftext|>", "special": True}, "1": {"content": "<|im_start|>", "special": True}}
@@ -200,3 +202,13 @@ def two_files(base: Path, **files: Any) -> Path:
     merges = "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in model["merges"])
     (base / "merges.txt").write_text(merges, encoding="utf-8")
     return write_files(base, vocab=model["vocab"], **files)
+
+
+def test_the_checker_encodes_prompts_with_a_vocabulary_in_two_files(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "tokenizer_class": "GPT2Tokenizer"}
+    base = checkpoint(tmp_path / "base", config(vocab_size=276), tokenizer_json(SMOLLM), settings=settings)
+    two_files(base, added_tokens={"<lamp>": 269, "naïve": 270})
+    prompts = surrounded(["<lamp>", "naïve", "<|im_end|>"])
+    sequences = build_sequences(Reference.open(base, []), prompts)
+    assert sequences.texts[-len(prompts) :] == prompts
+    assert sequences.text_ids == AutoTokenizer.from_pretrained(base)(sequences.texts)["input_ids"]
