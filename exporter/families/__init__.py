@@ -39,7 +39,7 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
     seed_oss.FAMILY,
     arcee.FAMILY,
     *adjacent_pairs.FAMILIES,
-    ministral3.FAMILY,
+    *ministral3.FAMILIES,
     hunyuan.FAMILY,
     olmo3.FAMILY,
     exaone4.FAMILY,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from exporter.errors import BadInput, NotExpressible
 from exporter.families.config import Settings
-from exporter.families.spec import Role, Rope, Slot
+from exporter.families.spec import DecoderSpec, Role, Rope, Slot
 
 #: Attention biases of models in which a single flag gives all four projections a bias.
 ATTENTION_BIASES: Final = frozenset({Role.Q, Role.K, Role.V, Role.ATTN_OUT})
@@ -25,6 +26,11 @@ GATED_MLP: Final = {"mlp.gate_proj": Role.GATE, "mlp.up_proj": Role.UP, "mlp.dow
 QK_NORMS: Final = {"self_attn.q_norm": Role.Q_NORM, "self_attn.k_norm": Role.K_NORM}
 PRE_NORMS: Final = {"input_layernorm": Role.ATTN_NORM, "post_attention_layernorm": Role.MLP_NORM}
 LAYER: Final = PRE_NORMS | ATTENTION | GATED_MLP
+
+#: Prefixes of the vision tower and the projector, in checkpoints and in current transformers classes.
+_VISION: Final = tuple(
+    f"{outer}{module}." for outer in ("", "model.") for module in ("vision_tower", "multi_modal_projector")
+)
 
 
 def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int, int]:
@@ -165,3 +171,24 @@ def naming_scheme(
             else:
                 put(f"{prefix}{number}.{name}", role, number)
     return out
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the text model inside a multimodal model. Raises BadInput if there is none."""
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise BadInput(f"config.json: text_config: expected an object, found {text!r:.80}")
+    return dict(text)
+
+
+def inside_multimodal(spec: DecoderSpec) -> DecoderSpec:
+    """Return the description of a text model with the tensor names that the text model has in a multimodal model."""
+
+    def named(inner: str, head: str) -> dict[str, Slot]:
+        return {
+            (f"{head}{name}" if slot.role is Role.HEAD else f"{inner}{name.removeprefix('model.')}"): slot
+            for name, slot in spec.naming_schemes[0].items()
+        }
+
+    forms = (named("language_model.model.", "language_model."), named("model.language_model.", ""))
+    return replace(spec, naming_schemes=forms, foreign_prefixes=_VISION)

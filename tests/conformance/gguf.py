@@ -218,8 +218,9 @@ def _families(root: Path, folder: Path) -> dict[str, Any]:
         ):
             digests = convert_family(root, name, checkpoint, folder / f"{name}.{label}.gguf", ftype)
             golden[f"{name}-{label}"] = digests if label == "BF16" else fingerprint(digests)
-    seeing = build_vision(folder / "seeing")
-    golden["gemma3"] = fingerprint(convert_family(root, "gemma3", seeing, folder / "seeing.gguf", "BF16"))
+    for name in ("gemma3", "mistral3"):
+        seeing = build_vision(folder / name, name)
+        golden[name] = fingerprint(convert_family(root, name, seeing, folder / f"{name}.gguf", "BF16"))
     half = build_family("gemma", folder / "gemma-half", dtype="float16")
     golden["gemma-F16"] = fingerprint(convert_family(root, "gemma", half, folder / "gemma.F16.gguf", "F16"))
     return golden

@@ -22,8 +22,9 @@ GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
 REQUIRED: dict[str, dict[str, Any]] = {name: SIZES for name in FAMILIES}
 REQUIRED |= {"mixtral": SIZES | MOE, "qwen3_moe": SIZES | MOE, "gpt2": GPT2}
 REQUIRED["gemma3"] = {"text_config": SIZES | {"num_key_value_heads": 2}}
+REQUIRED["mistral3"] = {"text_config": SIZES | {"num_key_value_heads": 2, "model_type": "ministral3"}}
 # For these model types transformers has a default of its own instead of the number of heads.
-for _name in set(FAMILIES) - {"llama", "gpt2", "gpt_neox", "olmo2", "granite", "cohere", "phi3", "gemma3"}:
+for _name in set(FAMILIES) - {"llama", "gpt2", "gpt_neox", "olmo2", "granite", "cohere", "phi3", "gemma3", "mistral3"}:
     REQUIRED[_name] = REQUIRED[_name] | {"num_key_value_heads": 2}
 
 
@@ -135,6 +136,7 @@ def test_gpt2_is_read_with_and_without_its_prefix() -> None:
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "only the default attention scale"),
         ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
         ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        ("mistral3", {"text_config": {"model_type": "mistral4"}}, "a text model of type 'mistral4'"),
         ("ministral3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_type: expected yarn"),
         ("arcee", {"hidden_act": "silu"}, "hidden_act 'silu'"),
         ("hunyuan_v1_dense", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
@@ -172,6 +174,7 @@ def test_variants_that_are_not_described_are_not_expressible(
             "rope_parameters: expected an object for each layer type",
         ),
         ("olmo3", {"rope_parameters": [1]}, "rope_parameters: expected an object for each layer type"),
+        ("mistral3", {"text_config": [1]}, "text_config: expected an object, found"),
         ("gemma3", {"text_config": None}, "text_config: expected an object, found None"),
         ("granite", {"logits_scaling": 0}, "logits_scaling: expected a number above 0"),
     ],
@@ -213,6 +216,7 @@ PUBLISHED: list[tuple[str, dict[str, Any]]] = [
     ("stablelm", {"rope_theta": 20000, "partial_rotary_factor": 0.5, "use_qkv_bias": True}),
     ("smollm3", {"rope_theta": 5e6, "no_rope_layers": [1, 1, 0]}),
     ("seed_oss", {"rope_theta": 1e7, "attention_bias": True, "attention_out_bias": False, "head_dim": 16}),
+    ("mistral3", {"text_config": {**SIZES, "num_key_value_heads": 2, "model_type": "mistral", "head_dim": 16}}),
     ("arcee", {"rope_theta": 1e4, "rope_scaling": {**YARN, "factor": 20.0}, "head_dim": 16}),
     ("ernie4_5", {"rope_theta": 5e5, "use_bias": False, "head_dim": 16}),
     ("helium", {"rope_theta": 1e5, "attention_bias": True, "head_dim": 8}),

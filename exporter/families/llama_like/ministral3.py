@@ -1,9 +1,9 @@
 """The decoder of Ministral 3, which is Llama's architecture with YaRN and with queries that grow with the position.
 
-llama.cpp reads the growth of the queries and YaRN's ``mscale_all_dim`` from metadata keys of the architecture mistral3,
-and ignores a sliding window.
+The text model of a multimodal Mistral 3 is a Ministral 3, or a Mistral in older models. llama.cpp reads the growth of
+the queries and YaRN's ``mscale_all_dim`` from metadata keys of the architecture mistral3, and ignores a sliding window.
 
-Source: transformers' Ministral3Config and Ministral3ForCausalLM.
+Source: transformers' Ministral3Config, Mistral3Config and their model classes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from exporter.errors import NotExpressible
-from exporter.families.building_blocks import window
+from exporter.families.building_blocks import inside_multimodal, text_config, window
 from exporter.families.config import Settings
 from exporter.families.family import Family
 from exporter.families.llama_cpp import LLAMA_KEYS, QKV, Architecture
+from exporter.families.rms_norm import mistral
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Role
 
@@ -51,16 +52,31 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     return replace(spec, attention=replace(spec.attention, window=size, windowed=which, log_growth=growth))
 
 
-FAMILY: Final = Family(
-    model_type="ministral3",
-    describe=describe,
-    llama_cpp=Architecture(
-        name="mistral3",
-        keys=LLAMA_KEYS | {"rope.scaling.yarn_log_multiplier", "attention.temperature_scale"},
-        head_length="always",
-        interleaved=True,
-        biases=QKV | {Role.ATTN_OUT},
-        scalings=frozenset({"yarn"}),
-        copies_prefix_space=True,
-    ),
+def describe_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
+    """Describe the text decoder of a multimodal mistral3 config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
+    text = text_config(config)
+    text_type = text.get("model_type", "mistral")
+    if text_type not in ("mistral", "ministral3"):
+        raise NotExpressible("mistral3", f"a text model of type {text_type!r:.80} is not supported")
+    spec = describe(text) if text_type == "ministral3" else mistral.describe(text)
+    return replace(inside_multimodal(spec), family="mistral3")
+
+
+_MISTRAL3: Final = Architecture(
+    name="mistral3",
+    keys=LLAMA_KEYS | {"rope.scaling.yarn_log_multiplier", "attention.temperature_scale"},
+    head_length="always",
+    interleaved=True,
+    biases=QKV | {Role.ATTN_OUT},
+    scalings=frozenset({"yarn"}),
+    copies_prefix_space=True,
+)
+
+FAMILIES: Final = (
+    Family(model_type="ministral3", describe=describe, llama_cpp=_MISTRAL3),
+    # An ONNX folder contains the multimodal config, so clients would look for the vision tower.
+    Family(model_type="mistral3", describe=describe_multimodal, llama_cpp=_MISTRAL3, targets=("gguf",)),
 )

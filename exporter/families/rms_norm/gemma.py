@@ -20,14 +20,16 @@ from exporter.families.building_blocks import (
     LAYER,
     QK_NORMS,
     heads,
+    inside_multimodal,
     naming_scheme,
     rope,
+    text_config,
     window,
 )
 from exporter.families.config import Settings
 from exporter.families.family import Family
 from exporter.families.llama_cpp import BASE_KEYS, PLAIN_KEYS, Architecture, Check
-from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role, Slot
+from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 _FOUR_NORMS: Final = {
     "input_layernorm": Role.ATTN_NORM,
@@ -35,11 +37,6 @@ _FOUR_NORMS: Final = {
     "pre_feedforward_layernorm": Role.MLP_NORM,
     "post_feedforward_layernorm": Role.MLP_POST_NORM,
 }
-
-#: Prefixes of the vision tower and the projector, in checkpoints and in current transformers classes.
-_VISION: Final = tuple(
-    f"{outer}{module}." for outer in ("", "model.") for module in ("vision_tower", "multi_modal_projector")
-)
 
 
 def describe_gemma(config: Mapping[str, Any]) -> DecoderSpec:
@@ -100,20 +97,7 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
 
     Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
     """
-    text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        raise BadInput(f"config.json: text_config: expected an object, found {text!r:.80}")
-    spec = describe_gemma3({"vocab_size": 262208} | dict(text))
-
-    def named(inner: str, head: str) -> dict[str, Slot]:
-        """Return the text model's naming scheme with the tensor name prefixes that the multimodal model uses."""
-        return {
-            (f"{head}{name}" if slot.role is Role.HEAD else f"{inner}{name.removeprefix('model.')}"): slot
-            for name, slot in spec.naming_schemes[0].items()
-        }
-
-    forms = (named("language_model.model.", "language_model."), named("model.language_model.", ""))
-    return replace(spec, naming_schemes=forms, foreign_prefixes=_VISION)
+    return inside_multimodal(describe_gemma3({"vocab_size": 262208} | text_config(config)))
 
 
 def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:

@@ -44,6 +44,7 @@ ARCHITECTURES: Final = {
     "ernie4_5": "ernie4_5",
     "helium": "llama",
     "ministral3": "mistral3",
+    "mistral3": "mistral3",
     "hunyuan_v1_dense": "hunyuan-dense",
     "olmo3": "olmo2",
     "exaone4": "exaone4",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from exporter.errors import TensorMismatch
 from exporter.formats.gguf import plan_gguf
@@ -97,7 +97,9 @@ def mean_kl(base: Path, file: Path, *, repeat: int = 1) -> float:
     """Mean KL of llama.cpp's logits on ``file`` from those of transformers in float32, over the prompts."""
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     ids = AutoTokenizer.from_pretrained(base)(" ".join(PROMPTS))["input_ids"] * repeat
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    sees = "vision_config" in (base / "config.json").read_text()
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model = auto.from_pretrained(base, dtype=torch.float32).eval()
     with torch.no_grad():
         want = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     got = torch.from_numpy(runtime.logits(file, ids)).double().log_softmax(-1)
@@ -179,15 +181,16 @@ def test_a_float16_gemma_equals_the_converters(write: Write, tmp_path: Path, gol
     assert fingerprint(brief(digest(write(base)))) == golden["gemma-F16"]
 
 
-def test_a_multimodal_gemma_gives_the_file_of_its_text_model(
-    write: Write, tmp_path: Path, golden: dict[str, Any]
+@pytest.mark.parametrize("name", ["gemma3", "mistral3"])
+def test_a_multimodal_model_gives_the_file_of_its_text_model(
+    name: str, write: Write, tmp_path: Path, golden: dict[str, Any]
 ) -> None:
-    base = build_vision(tmp_path / "seeing")
+    base = build_vision(tmp_path / "seeing", name)
     layout = plan_gguf(merged(base))
     reason = "omitted, because the tensor is not part of the text decoder"
     assert {rule for name, rule in layout.dropped.items() if "vision" in name} == {reason}
     assert "mmproj" in layout.notes[0]
-    assert fingerprint(brief(digest(write(base)))) == golden["gemma3"]
+    assert fingerprint(brief(digest(write(base)))) == golden[name]
     assert mean_kl(base, write(base, ftype="F32")) <= KL_LIMIT
 
 
