@@ -18,6 +18,7 @@ from exporter.errors import BadInput, MissingDependency, NotExpressible, OutputE
 _FRAME: Final = re.compile(r'^  File "(?P<file>.+)", line \d+, in (?P<function>.+)$')
 _UNSUPPORTED: Final = re.compile(r"Model (\S+) is not supported$")
 _MODULE: Final = re.compile(r"No module named '([\w.]+)'")
+_FILE: Final = re.compile(r"File not found: (.+)$")
 _IDS_BELOW_SIZE: Final = re.compile(r"assert max\(.*\) < vocab_size")
 _OPTION: Final = (
     "use --to hf to keep the checkpoint's format, or ttexport patch to write token rows into an existing GGUF"
@@ -74,10 +75,8 @@ def explained(failure: Failure) -> TTExportError:
         return NotExpressible(f"{target}: tokenizer", reason, instead=_OPTION)
     if any("vocab" in function for function in failure.functions):
         return BadInput(f"{failure.base}: tokenizer: {_lacking(failure)}", path=failure.base)
-    if last.startswith("KeyError: ") and "hparams" in failure.statement:
-        reader = f"llama.cpp's converter for {failure.architecture}"
-        reason = f"config.json: expected the key {last.removeprefix('KeyError: ')}, which {reader} reads, found none"
-        return BadInput(f"{failure.base}: {reason}", path=failure.base)
+    if demand := _config_fault(failure):
+        return BadInput(f"{failure.base}: config.json: {demand}", path=failure.base)
     return BadInput(f"{failure.script}: {_ending(failure)}: {last:.500}{_where(failure)}")
 
 
@@ -91,10 +90,19 @@ def _lacking(failure: Failure) -> str:
         return f"expected the token {name}, which {reader} looks up, found a tokenizer without the token; {remedy}"
     if _IDS_BELOW_SIZE.match(code):
         return f"expected token ids below vocab_size of config.json, found a larger id, which {reader} refuses"
-    if last.startswith("FileNotFoundError"):
-        name = Path(last.split(": ")[-1]).name
-        return f"expected the file {name}, which {reader} reads, found none; {remedy}"
+    if match := _FILE.search(last):
+        return f"expected the file {Path(match[1]).name}, which {reader} reads, found none; {remedy}"
     return f"expected a tokenizer that {reader} can read, found one for which it ends with {last:.300}{_where(failure)}"
+
+
+def _config_fault(failure: Failure) -> str | None:
+    """Say what the converter's code for the config demands, or return None if other code failed."""
+    reader = f"llama.cpp's converter for {failure.architecture}"
+    if failure.last.startswith("KeyError: ") and "hparams" in failure.statement:
+        return f"expected the key {failure.last.removeprefix('KeyError: ')}, which {reader} reads, found none"
+    if failure.last == "AssertionError" and "set_gguf_parameters" in failure.functions:
+        return f"expected {failure.statement.removeprefix('assert '):.300}, as {reader} demands, found other values"
+    return None
 
 
 def _ending(failure: Failure) -> str:

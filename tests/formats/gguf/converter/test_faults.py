@@ -56,6 +56,16 @@ def traceback(function: str, statement: str, last: str) -> tuple[str, ...]:
             "^gguf: base: tokenizer: expected a pre-tokenizer that this version of llama.cpp knows",
         ),
         (
+            traceback("set_vocab", "raise", "FileNotFoundError: Cannot find Llama BPE tokenizer"),
+            BadInput,
+            "^base: tokenizer: expected a tokenizer that .* ends with FileNotFoundError: Cannot find Llama BPE tokeni",
+        ),
+        (
+            traceback("set_gguf_parameters", "assert d_inner == 2 * d_model", "AssertionError"),
+            BadInput,
+            r"^base: config.json: expected d_inner == 2 \* d_model, as .* demands, found other values$",
+        ),
+        (
             traceback("set_gguf_parameters", "size = self.hparams['head_dim']", "KeyError: 'head_dim'"),
             BadInput,
             r"^base: config.json: expected the key 'head_dim', which .* for ChatGLMModel reads, found none$",
