@@ -15,7 +15,9 @@ from exporter.formats.gguf.converter.location import script_of
 from exporter.formats.gguf.converter.needs import required_arguments
 from exporter.formats.gguf.converter.overlay import Overlay, plan_overlay, write_overlay
 from exporter.formats.gguf.converter.run import Conversion, run_converter
+from exporter.formats.gguf.converter.scope import refuse_unverifiable
 from exporter.formats.gguf.converter.source import text_architecture
+from exporter.formats.gguf.converter.upstream import refuse_faults
 from exporter.formats.gguf.in_llama_cpp.general_name import GeneralName, general_name
 from exporter.formats.gguf.quantisation.tensor_types import fits
 from exporter.formats.gguf.writer import TensorEntry
@@ -100,7 +102,9 @@ def plan_converter(
         raise UnreadableFile(script, "expected llama.cpp's convert_hf_to_gguf.py, but the file does not exist")
     script = script.resolve()
     stored = merge.model(None, budget)
+    refuse_unverifiable(stored.config, str(stored.path))
     chosen = required_arguments(script, stored, arguments)
+    refuse_faults(stored.config, {name: spec.shape for name, spec in stored.specs.items()}, str(stored.path))
     overlay = plan_overlay(stored, merge.model("F32", budget) if storage else stored)
     architecture = text_architecture(stored.config) or "this model"
     name = general_name(stored.path, stored.files)
