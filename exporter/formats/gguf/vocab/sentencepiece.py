@@ -46,12 +46,14 @@ def sentencepiece_keys(
     rows: int,
     *,
     state_prefix: bool = False,
+    class_spaces: Mapping[str, Any] | None = None,
 ) -> tuple[list[Key], list[str], str, dict[str, int]]:
     """Convert a SentencePiece tokenizer to GGUF metadata.
 
     Returns (GGUF keys, notes, value of the key tokenizer.ggml.model, ids of control pieces).
     content: the parsed tokenizer.json, or {} if the file is absent. state_prefix: whether to write the key
-    add_space_prefix even if its value is llama.cpp's default.
+    add_space_prefix even if its value is llama.cpp's default. class_spaces: the normalizer and the pre-tokenizer of the
+    tokenizer class, if they replace those of the file.
     Raises NotExpressible for tokenizer features that llama.cpp does not support, UnreadableFile for a broken file, and
     BadInput for token ids that are not below ``rows``.
     """
@@ -75,7 +77,7 @@ def sentencepiece_keys(
         if not known or model.types[token.id] == NORMAL:
             table.add(token)
     _check_bytes(table, model.algorithm)
-    spaces = _spaces(source, files, content, model)
+    spaces = _spaces(source, files, {**content, **(class_spaces or {})}, model)
     keys = [
         writer.text("tokenizer.ggml.model", _MODEL[model.algorithm]),
         writer.text("tokenizer.ggml.pre", "default"),
@@ -189,7 +191,7 @@ def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any],
     """
     unigram = model.algorithm == UNIGRAM
     if content:
-        spaces = read_spaces(content, str(files["tokenizer.json"]), unigram=unigram)
+        spaces = read_spaces(content, str(files.get("tokenizer.json", source)), unigram=unigram)
         return replace(spaces, charsmap=model.charsmap) if unigram and not spaces.charsmap else spaces
     if model.treat_whitespace_as_suffix:
         reason = "treat_whitespace_as_suffix: llama.cpp can treat a space only as the prefix of a word"

@@ -90,6 +90,22 @@ def read_spaces(content: Mapping[str, Any], where: str, *, unigram: bool) -> Spa
     return Spaces(spaces.prefix, spaces.merged, charsmap, notes)
 
 
+def spaces_of_class(settings: Mapping[str, Any], model_type: object) -> dict[str, Any]:
+    """Return the normalizer and the pre-tokenizer that transformers' tokenizer class uses instead of the file's.
+
+    settings: the parsed tokenizer_config.json. The result is empty if transformers uses the parts of the file. The
+    class LlamaTokenizer always treats spaces in its own way. For model types other than llama, transformers does not
+    use this class, even if tokenizer_config.json names the class. Source: ``LlamaTokenizer.__init__`` and
+    ``AutoTokenizer.from_pretrained`` in transformers.
+    """
+    if str(settings.get("tokenizer_class")).removesuffix("Fast") != "LlamaTokenizer" or model_type != "llama":
+        return {}
+    prefixed = settings.get("add_prefix_space") in (None, True)
+    scheme = "never" if not prefixed else "always" if settings.get("legacy") else "first"
+    metaspace = {"type": "Metaspace", "replacement": _MARK, "prepend_scheme": scheme, "split": False}
+    return {"normalizer": None, "pre_tokenizer": metaspace}
+
+
 def _bpe(normalizer: tuple[Step, ...], pre_tokenizer: tuple[Step, ...]) -> Spaces | None:
     prefix = _BPE.get((normalizer, pre_tokenizer))
     if prefix is None:

@@ -70,8 +70,14 @@ def special_keys(
     _fill(special_ids, generation, "generation_config.json", rows)
     notes += _further_ends(special_ids, configs, ids, rows)
     _eot_by_number(special_ids, config, ids, rows)
-    if tokenizer and (assumed := _ASSUMED.get(name)):
+    assumed = _ASSUMED.get(name)
+    if tokenizer and assumed:
         specials.added.setdefault(assumed, False)
+    elif assumed == "bos" and "bos" not in specials.added:
+        notes.append(
+            "llama.cpp adds the BOS token before each text, but transformers does not, because there is no "
+            "tokenizer.json and tokenizer_config.json does not set add_bos_token"
+        )
     keys = [writer.u32(_ID_KEYS[role], special_ids[role]) for role in _ID_KEYS if role in special_ids]
     keys += [writer.truth(_ADD_KEYS[role], specials.added[role]) for role in _ADD_KEYS if role in specials.added]
     return keys, notes

@@ -13,6 +13,7 @@ from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.added_tokens import added_tokens
 from exporter.formats.gguf.vocab.byte_level import byte_level_keys
 from exporter.formats.gguf.vocab.sentencepiece import sentencepiece_keys
+from exporter.formats.gguf.vocab.spaces import spaces_of_class
 from exporter.formats.gguf.vocab.special_tokens import special_keys
 from exporter.formats.gguf.vocab.templates import template_keys
 from exporter.formats.gguf.vocab.tokens import flag_notes, with_rows
@@ -65,7 +66,10 @@ def vocabulary(
     if sentencepiece:
         if pre_tokenizer:
             raise UsageError("--pre-tokenizer needs a byte-level BPE, but this model has a SentencePiece tokenizer")
-        keys, notes, name, named = sentencepiece_keys(files, content, added, vocab, state_prefix=copied)
+        class_spaces = spaces_of_class(settings, config.get("model_type"))
+        keys, notes, name, named = sentencepiece_keys(
+            files, content, added, vocab, state_prefix=copied, class_spaces=class_spaces
+        )
         ids = {**named, **ids}
     else:
         keys, notes, name = byte_level_keys(
