@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from exporter.families import FAMILIES
 from exporter.verify.gguf.layout import ARCHITECTURES as CHECKED
+from exporter.verify.gguf.layout import map_tensors
 
 
 def missing(checked: dict[str, str]) -> dict[str, str]:
@@ -19,3 +20,11 @@ def test_the_checker_knows_every_family_that_is_written_as_gguf() -> None:
 def test_a_family_that_the_checker_lacks_is_named() -> None:
     assert missing({name: arch for name, arch in CHECKED.items() if name != "granite"}) == {"granite": "granite"}
     assert missing({**CHECKED, "qwen3": "qwen2"}) == {"qwen3": "qwen3"}
+
+
+def test_the_head_of_a_multimodal_model_is_compared() -> None:
+    for prefix in ("", "language_model.", "model.language_model."):
+        assert map_tensors({f"{prefix}lm_head.weight": None}, "mistral3", 1) == (
+            {"output.weight": [f"{prefix}lm_head.weight"]},
+            [],
+        )

@@ -64,6 +64,8 @@ _TRANSPOSED: Final = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", 
 _MEMBER: Final = re.compile(r"\.(experts|norms)\.(\d+)\.")
 #: Prefixes of the text model inside a multimodal model.
 _WRAPPER: Final = re.compile(r"^(model\.)?language_model\.(model\.)?|^(?=model\.vision)")
+#: Prefix of the head of the text model inside a multimodal model.
+_HEAD_WRAPPER: Final = re.compile(r"^(model\.)?language_model\.(?=lm_head)")
 VOCABULARY: Final = ("token_embd.weight", "output.weight")
 
 #: Function that converts a whole tensor from the checkpoint's order of elements to the GGUF's order.
@@ -89,7 +91,9 @@ def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[
     # A checkpoint that was saved from AutoModel has no prefix before the names of the base model's tensors.
     prefix = "model." if "embed_tokens.weight" in names else "gpt_neox." if "embed_in.weight" in names else ""
     for stored in names:
-        plain = stored if stored.startswith(("lm_head.", "embed_out.")) else _WRAPPER.sub("model.", prefix + stored)
+        plain = _HEAD_WRAPPER.sub("", stored)
+        if not plain.startswith(("lm_head.", "embed_out.")):
+            plain = _WRAPPER.sub("model.", prefix + stored)
         member = _MEMBER.search(plain)
         key = _MEMBER.sub(lambda match: "." if match[1] == "norms" else ".experts.", plain)
         name = table.get_name(key, try_suffixes=(".weight", ".bias"))
