@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from exporter.errors import BadInput
-from exporter.tensors import FLOATS, Array, TensorSpec, cast
+from exporter.tensors import DTYPES, FLOATS, Array, TensorSpec, cast
 
 
 class Pass(Protocol):
@@ -105,6 +105,11 @@ class ReplaceRows:
             else:
                 runs.append((token_id, token_id + 1))
         return runs
+
+
+def first_rows(spec: TensorSpec, dtype: str, n_rows: int) -> ReplaceRows:
+    """Return the pass that keeps only the first ``n_rows`` rows of a tensor with the dtype ``dtype``."""
+    return ReplaceRows((), np.empty((0, *spec.shape[1:]), DTYPES[dtype]), n_rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from exporter.errors import TensorMismatch
 from exporter.io.parallel import Budget
 from exporter.merge.changes import NO_CHANGE, Change, Gathered, LedgerEntry, gather
 from exporter.merge.model import MergedModel, MergedTensor
-from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
+from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows, first_rows
 from exporter.merge.tying import Resolved, resolve, untied_config
 from exporter.merge.updates import bias_of, check_update, is_transposed, terms
 from exporter.merge.vocabulary.files import adapter_files, merge_auxiliary_files
@@ -137,6 +137,8 @@ class MergePlan:
             steps.append(AddLowRank(partial(terms, oriented, source), out))
         elif change.rows:
             steps.append(_replace_rows(change.rows, out, n_rows))
+        if n_rows < source.spec.n_rows and not change.rows:
+            steps.append(first_rows(source.spec, out, n_rows))
         if change.biases:
             steps.append(AddVector(bias_of(change.biases), out))
         return source, [

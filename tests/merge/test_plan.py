@@ -203,7 +203,9 @@ def test_growing_an_untied_base_needs_rows_for_its_head(tmp_path: Path) -> None:
 def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
     rows = adapter(tmp_path / "a", [6], {E: matrix(1)})
     tokenizer(rows, range(9))
-    with pytest.raises(BadInput, match=r"tokenizer\.json: expected token ids below 7, .*found 8"):
+    with pytest.raises(
+        BadInput, match=r"tokenizer\.json: expected token ids below 7, .*found 7 for the token 't7' and 1 more tokens"
+    ):
         planned(base_of(tmp_path / "b"), rows)
 
 

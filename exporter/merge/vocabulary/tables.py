@@ -28,14 +28,14 @@ Sources = Mapping[str, tuple[str, Change]]
 
 
 def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[TokenTable]:
-    """Return the additional embeddings and biases that must grow to ``vocab`` entries.
+    """Return the additional embeddings and biases that must grow, or be reduced, to ``vocab`` entries.
 
     sources: maps the name of each output tensor to the pair (name of the base tensor to change, changes). Raises
     BadInput if an additional embedding must grow and no adapter contains the new rows. Raises NotExpressible if the
     config has no key for the number of rows.
     """
     if not any(
-        rows_after(checkpoint, name, *sources[name], vocab) > checkpoint.tensors[name].spec.n_rows
+        rows_after(checkpoint, name, *sources[name], vocab) != checkpoint.tensors[name].spec.n_rows
         for name in checkpoint.tie.names
     ):
         return []
@@ -47,10 +47,15 @@ def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[T
         )
     _require_one_vocabulary(checkpoint)
     grown = []
+    shrinks = vocab < checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
     for table in token_tables(checkpoint):
         _, change = sources[table.name]
         shape = (change.replaced.tensor if change.replaced else checkpoint.tensors[table.name]).spec.shape
-        if shape[table.axis] < vocab:
+        if shrinks and shape[table.axis] > vocab:
+            if table.axis == 1:
+                raise NotExpressible(f"{checkpoint.path}: {table.name}", "ttexport does not remove columns of a table")
+            grown.append(table)
+        elif not shrinks and shape[table.axis] < vocab:
             _require_rows(checkpoint, table, change, shape, vocab)
             grown.append(table)
     return grown
@@ -114,12 +119,13 @@ def growth(table: TokenTable, source: FileTensor, dtype: str, vocab: int, *, tie
     """Return the merge steps that append the new entries to the bias ``source``.
 
     tied: whether the base ties embedding and head. For a separate head, the function reads the bias to compute the
-    mean. Returns [] for an additional embedding, because its new rows come from an adapter.
+    mean. Returns [] for an additional embedding, because its new rows come from an adapter, and for a bias that must
+    not grow.
     """
     shape = source.spec.shape
     if table.axis == 1:
         return [AppendColumns(vocab - shape[1])]
-    if len(shape) > 1:
+    if len(shape) > 1 or shape[0] > vocab:
         return []
     mean = np.float32(0) if tied else np.float32(cast(read(source), "F32").mean(dtype=np.float32))
     ids = tuple(range(shape[0], vocab))

@@ -32,8 +32,7 @@ def vocabulary(
     """
     n_tokens = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
     n_rows = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
-    largest = max(n_rows.values())
-    vocab = largest
+    largest = vocab = _shrunk(checkpoint, sources) or max(n_rows.values())
     for name, (_, change) in sources.items():
         for edit in change.rows:
             if edit.token_ids[-1] >= max(largest, n_tokens):
@@ -60,6 +59,17 @@ def vocabulary(
             )
     _require_stored_head(checkpoint, vocab, sources)
     return vocab
+
+
+def _shrunk(checkpoint: Checkpoint, sources: Mapping[str, tuple[str, Change]]) -> int:
+    """Return the number of rows of a vocabulary that the user reduced before training, else 0.
+
+    ``resize_token_embeddings`` reduces embedding and head together. An adapter that was trained on the embedding alone
+    may contain only the reduced embedding.
+    """
+    resized = [change.replaced for _, change in sources.values() if change.replaced and change.replaced.in_place]
+    n_rows = max((edit.tensor.spec.n_rows for edit in resized), default=0)
+    return n_rows if n_rows < checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows else 0
 
 
 def rows_after(checkpoint: Checkpoint, name: str, stored: str, change: Change, vocab: int) -> int:

@@ -30,7 +30,7 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
 
     Merging the returned adapters and merging the given adapters gives the same result. All other whole tensors in the
     adapters are kept. Raises NotExpressible if the first rows of a resized matrix differ from the rows of the base
-    model. Raises TensorMismatch if a resized matrix differs from the base matrix in width, has fewer rows than the base
+    XX
     matrix, or contains NaN or Inf. Raises BadInput if two adapters contain different resized matrices.
     """
     taken = {use: _trained(checkpoint, adapters, use) for use in (EMBEDDING, HEAD)}
@@ -87,10 +87,12 @@ def _trained(checkpoint: Checkpoint, adapters: Sequence[Adapter], use: str) -> s
 def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> TokenRows | None:
     """Return the untrained rows that resizing added after the base's rows, or None if all added rows were trained."""
     spec, n_base = edit.tensor.spec, base.spec.n_rows
-    if base.spec.dtype not in FLOATS or spec.shape[1:] != base.spec.shape[1:] or spec.n_rows < n_base:
-        expected = f"at least {n_base} rows of width {base.spec.shape[-1]}, as in {base.place.path}"
+    shared = min(spec.n_rows, n_base)
+    needed = min(max(trained, default=-1) + 1, n_base)
+    if base.spec.dtype not in FLOATS or spec.shape[1:] != base.spec.shape[1:] or spec.n_rows < needed:
+        expected = f"at least {needed} rows of width {base.spec.shape[-1]}, as in {base.place.path}"
         raise TensorMismatch(edit.path, edit.key, expected=expected, found=f"shape {spec.shape}")
-    if (row := first_difference(edit.tensor, base, n_base)) is not None:
+    if (row := first_difference(edit.tensor, base, shared)) is not None:
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
             f"patch can replace only token rows, but row {row} of this whole matrix differs from "

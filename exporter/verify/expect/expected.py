@@ -26,7 +26,8 @@ class Expected:
     base: the tensor in the base checkpoint. full: the adapter's tensor that replaces ``base`` as a whole, or None.
     rows: a dict from token id to the trained row in the adapters. updates: low-rank updates that are added to the
     tensor. biases: if the tensor is a bias, the low-rank updates with a LoRA bias that is added to the tensor.
-    zero_columns: the number of zero columns that are appended to the tensor for new token ids.
+    zero_columns: the number of zero columns that are appended to the tensor for new token ids. kept: the
+    number of rows that remain if the vocabulary was reduced, else None.
     """
 
     base: FileTensor
@@ -35,11 +36,13 @@ class Expected:
     updates: list[LowRank] = field(default_factory=list)
     biases: list[LowRank] = field(default_factory=list)
     zero_columns: int = 0
+    kept: int | None = None
 
     @property
     def changed(self) -> bool:
         """Whether any adapter changes the tensor."""
-        return bool(self.full or self.rows or self.updates or self.biases or self.zero_columns)
+        other = self.updates or self.biases or self.zero_columns or self.kept is not None
+        return bool(self.full or self.rows or other)
 
     @property
     def computed(self) -> bool:
@@ -54,6 +57,8 @@ class Expected:
     @property
     def n_rows(self) -> int:
         """The number of rows of the tuned tensor."""
+        if self.kept is not None:
+            return self.kept
         return max([self.source.spec.n_rows, *(token_id + 1 for token_id in self.rows)])
 
     @property

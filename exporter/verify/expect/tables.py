@@ -5,7 +5,7 @@ The added values are those of ``resize_token_embeddings`` in transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,8 +23,10 @@ def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: dic
     A token id is unused if no tokenizer contains a token with this id, as happens if the vocabulary size was rounded
     up.
     """
-    vocab = wanted[checkpoint.tie.embedding].n_rows
-    if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
+    vocab, base = wanted[checkpoint.tie.embedding].n_rows, checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
+    if vocab < base:
+        _reduce(checkpoint, wanted, vocab)
+    if vocab <= base:
         return
     for name, bias in replaced_biases(checkpoint).items():
         full = wanted[bias].full
@@ -40,6 +42,14 @@ def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: dic
             want.rows |= {token_id: np.asarray(mean) for token_id in range(shape[0], vocab)}
         elif unused := set(range(shape[0], vocab)) - want.rows.keys() - _tokens(checkpoint, adapters):
             want.rows |= {token_id: np.zeros(shape[1]) for token_id in unused}
+
+
+def _reduce(checkpoint: Checkpoint, wanted: Mapping[str, Expected], vocab: int) -> None:
+    """Keep only the first ``vocab`` entries of the head and of the tables, as ``resize_token_embeddings`` does."""
+    names = {*checkpoint.tie.names, *(table.name for table in token_tables(checkpoint) if table.axis == 0)}
+    for name in names & wanted.keys():
+        if wanted[name].n_rows > vocab:
+            wanted[name].kept = vocab
 
 
 def _tokens(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> set[int]:

@@ -118,22 +118,23 @@ def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
 def _check_untouched(use: str, matrix: StoredMatrix, want: Expected) -> Check:
     """Check that every untrained row equals the base's row or, if an adapter replaces the matrix, the adapter's row."""
     spec, rows = want.source.spec, want.rows
+    count = spec.n_rows if want.kept is None else min(want.kept, spec.n_rows)
     base_dtype = want.base.spec.dtype
     step = max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
     wrong: list[int] = []
-    for start in range(0, spec.n_rows, step):
-        stop = min(start + step, spec.n_rows)
+    for start in range(0, count, step):
+        stop = min(start + step, count)
         block = want.source.rows(start, stop)
         raw = matrix.raw(start, stop)
         differs = np.all(
             [(encoding != raw).any(axis=1) for encoding in _block_encodings(block, matrix, base_dtype)], axis=0
         )
         wrong += [start + int(row) for row in np.flatnonzero(differs) if start + int(row) not in rows]
-    count = spec.n_rows - sum(token_id < spec.n_rows for token_id in rows)
-    detail = f"{count} untrained rows equal the rows of the base"
+    untrained = count - sum(token_id < count for token_id in rows)
+    detail = f"{untrained} untrained rows equal the rows of the base"
     if wrong:
         detail = (
-            f"{matrix.name}: {len(wrong)} of {count} untrained rows differ from the base; "
+            f"{matrix.name}: {len(wrong)} of {untrained} untrained rows differ from the base; "
             f"the first is the row of token {wrong[0]}"
         )
     return Check(name=f"{use} untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
