@@ -70,7 +70,12 @@ class RowEdits:
 
         Unlike an untrained row, a trained row must belong to a token of the tokenizer.
         """
-        return max(self._token_ids - self.untrained, default=-1)
+        return max(self.trained, default=-1)
+
+    @property
+    def trained(self) -> set[int]:
+        """The token ids of all trained rows."""
+        return self._token_ids - self.untrained
 
     @property
     def _token_ids(self) -> set[int]:

@@ -78,7 +78,9 @@ def patch_vocabulary(
     _require_covered(model, edits, size)
     byte_level = model.metadata.get("tokenizer.ggml.model") == "gpt2"
     added = {token.id: token.stored(byte_level=byte_level) for token in with_rows(tokens, size)[0]}
-    new, changes = _token_arrays(model, added, size, tokenizer)
+    ids_of_roles = [value for name, value in model.metadata.items() if name.endswith("_token_id")]
+    roles = {value for value in ids_of_roles if type(value) is int}
+    new, changes = _token_arrays(model, added, size, tokenizer, edits.trained - roles)
     if size != n_rows:
         sizes = [name for name, value in model.metadata.items() if name.endswith(".vocab_size") and type(value) is int]
         changes += [with_value(keys[name], size) for name in sizes]
@@ -123,11 +125,11 @@ def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
 
 
 def _token_arrays(
-    model: GgufModel, added: Mapping[int, tuple[str, int]], size: int, tokenizer: Path | None
+    model: GgufModel, added: Mapping[int, tuple[str, int]], size: int, tokenizer: Path | None, renamable: Set[int]
 ) -> tuple[dict[int, str], list[Key]]:
     """Return (dict from the ids of new tokens to texts, new header keys for the token list, types and scores).
 
-    Only arrays that change are returned; a changed array keeps its GGUF item type.
+    renamable: as in ``_add_tokens``. Only arrays that change are returned; a changed array keeps its GGUF item type.
     """
     values = {name: model.metadata.get(name) for name in (TOKENS, TYPES, SCORES)}
     arrays = {name: value for name, value in values.items() if isinstance(value, GgufArray)}
@@ -147,7 +149,7 @@ def _token_arrays(
     types = arrays[TYPES].values() if TYPES in arrays else [NORMAL] * count
     types += [UNUSED] * (size - count)
     byte_level = model.metadata.get("tokenizer.ggml.model") == "gpt2"
-    new, retyped = _add_tokens(texts, types, count, added, model.path, tokenizer, byte_level=byte_level)
+    new, retyped = _add_tokens(texts, types, added, model.path, tokenizer, renamable, byte_level=byte_level)
     if not new and not retyped and size == count:
         return {}, []
     changes = [writer.texts(TOKENS, texts)] if new or size > count else []
@@ -164,20 +166,20 @@ def _token_arrays(
 def _add_tokens(
     texts: list[str],
     types: list[int],
-    count: int,
     added: Mapping[int, tuple[str, int]],
     path: Path,
     tokenizer: Path | None,
+    renamable: Set[int],
     *,
     byte_level: bool,
 ) -> tuple[dict[int, str], bool]:
     """Insert the tokenizer's ``added`` tokens into the vocabulary lists ``texts`` and ``types``.
 
-    Returns (dict from the ids of new tokens to texts, whether the type of an existing token changed). count: number of
-    tokens in the file; ids from ``count`` on are padding. Raises BadInput if an added token would replace a different
-    token, or if the file already contains the text of an added token under a different id.
+    Returns (dict from the ids of new or renamed tokens to texts, whether the type of an existing token changed).
+    renamable: ids of the tokens that may get another text, if the token is an added token of the file: the adapters
+    train the token's row, and the token has no role, such as the end of a text. Raises BadInput if an added token would
+    replace a different token. Raises NotExpressible if two tokens would have the same text, or a token no text.
     """
-    ids = {text: token_id for token_id, text in enumerate(texts[:count])}
     new: dict[int, str] = {}
     retyped = False
     for token_id, (text, token_type) in sorted(added.items()):
@@ -187,17 +189,32 @@ def _add_tokens(
                 _require_ascii(text, token_id, path, byte_level=byte_level)
                 types[token_id], retyped = token_type, True
             continue
-        if types[token_id] != UNUSED:
+        renamed = types[token_id] in (CONTROL, USER_DEFINED) and token_id in renamable
+        if types[token_id] != UNUSED and not renamed:
             raise BadInput(
                 f"{tokenizer}: token {token_id}: expected the text {texts[token_id]!r} as in {path}, found {text!r}"
             )
-        if text in ids:
-            raise BadInput(
-                f"{tokenizer}: token {token_id}: expected a new text, "
-                f"found {text!r}, which is the text of token {ids[text]} in {path}"
-            )
         texts[token_id], types[token_id], new[token_id] = text, token_type, text
+    _require_unique(texts, new, path, tokenizer)
     return new, retyped
+
+
+def _require_unique(texts: Sequence[str], new: Mapping[int, str], path: Path, tokenizer: Path | None) -> None:
+    """Refuse duplicate and empty token texts, because llama.cpp aborts when it loads such a file.
+
+    Raises NotExpressible.
+    """
+    ids: dict[str, int] = {}
+    for token_id, text in enumerate(texts):
+        first = ids.setdefault(text, token_id)
+        if text and first == token_id:
+            continue
+        where, other = (token_id, first) if token_id in new or first not in new else (first, token_id)
+        actual = f"{text!r}, which is also the text of token {other}" if text else "an empty text"
+        raise NotExpressible(
+            f"{tokenizer if where in new else path}: token {where}",
+            f"llama.cpp needs unique, non-empty tokens, found {actual}",
+        )
 
 
 def _require_ascii(text: str, token_id: int, path: Path, *, byte_level: bool) -> None:
