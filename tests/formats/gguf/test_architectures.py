@@ -13,11 +13,15 @@ from exporter.families import FAMILIES, describe
 from exporter.families.spec import DecoderSpec
 from exporter.formats.gguf import plan_gguf
 from exporter.formats.gguf.architectures import architecture, notes
+from exporter.formats.gguf.metadata import decoder_keys
 from fixtures.models.families import build
 from tests.formats.gguf.conftest import merged
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+#: Model types whose sliding window llama.cpp reads and applies, and all model types with a sliding window.
+READ = {"gemma2", "gemma3_text", "olmo3", "exaone4", "cohere2"}
+WINDOWED = READ | {"mistral", "mixtral", "ministral3", "qwen2", "qwen3", "qwen3_moe", "starcoder2", "smollm3", "phi3"}
 GROWING = {"type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1}
 GEMMA = {"query_pre_attn_scalar": 8, "head_dim": 8}
 
@@ -131,6 +135,18 @@ def test_an_ignored_window_is_noted() -> None:
     wide = replace(mistral, max_positions=16)
     assert notes(wide, FAMILIES["mistral"].llama_cpp) == []
     assert notes(spec_of("gemma2", sliding_window=16), FAMILIES["gemma2"].llama_cpp) == []
+
+
+@pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - {"gemma3", "mistral3"}))
+def test_a_window_is_written_where_llama_cpp_reads_one_and_noted_where_it_reads_none(model_type: str) -> None:
+    settings = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1, "n_embd": 32, "n_head": 4}
+    spec, row = spec_of(model_type, **settings, n_layer=4), FAMILIES[model_type].llama_cpp
+    noted = any("ignores the sliding window" in note for note in notes(spec, row))
+    names = [key.name for key in decoder_keys(row, spec, "F32", head_length=False)]
+    written = f"{row.name}.attention.sliding_window" in names
+    assert (model_type in WINDOWED) == (spec.attention.window is not None)
+    assert written == (model_type in READ or model_type == "phi3")
+    assert noted == (model_type in WINDOWED - READ)
 
 
 def test_an_exact_gelu_is_noted() -> None:
