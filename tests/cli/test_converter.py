@@ -91,6 +91,15 @@ def test_options_for_the_converter_choose_it_and_reach_it(
         assert words in capsys.readouterr().err
 
 
+def test_the_converter_uses_its_own_gguf_package(
+    tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_LOCAL_GGUF", "1")
+    made = script(tmp_path / "fail.py", "import os; raise SystemExit(f'local: {{os.environ.get(\"NO_LOCAL_GGUF\")}}')")
+    assert merge(tiny_adapter, tiny_tied, made, tmp_path / "x.gguf") == 4
+    assert "exit status 1: local: None" in capsys.readouterr().err
+
+
 def test_a_converted_file_is_quantised(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:
     place = tmp_path / "place"
     place.mkdir()

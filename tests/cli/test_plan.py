@@ -32,8 +32,9 @@ def test_plan_writes_nothing_and_shows_size_and_ledger(
 
 
 def test_plan_names_the_target_that_cannot_represent_the_model(
-    tiny_tied: Path, tmp_path: Path, capsys: Capture
+    tiny_tied: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # in which no converter is installed
     other = Path(shutil.copytree(tiny_tied, tmp_path / "novel"))
     config = json.loads((other / "config.json").read_text()) | {"model_type": "novel"}
     (other / "config.json").write_text(json.dumps(config))
