@@ -160,12 +160,14 @@ def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference
             from exporter.verify.gguf.metadata import check_settings
             from exporter.verify.gguf.special_tokens import check_specials
             from exporter.verify.gguf.vocabulary import check_tokens
+            from exporter.verify.tokenised.check import check_tokenised
 
             gguf = artifacts[0].gguf
             assert gguf is not None, "expected an opened GGUF file in an artifact of the format gguf"
             yield from check_settings(gguf, reference)
             yield from check_tokens(gguf, reference)
             yield from check_specials(gguf, reference)
+            yield from check_tokenised(path, gguf, reference)
         case "onnx":
             from exporter.verify.onnx.folder import check_folder
 
