@@ -102,7 +102,7 @@ def _outcomes(result: Mapping[str, Any]) -> Iterator[Check | Skip]:
     if wrong:
         detail = _described(wrong[0])
     elif differences:
-        detail += f", except for {len(differences)} texts with a known difference"
+        detail += f", except for {len(differences)} of the texts, for known reasons"
     yield Check(name=_NAME, passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
     for reason in dict.fromkeys(difference["reason"] for difference in differences if difference["reason"]):
         texts = [difference["text"] for difference in differences if difference["reason"] == reason]

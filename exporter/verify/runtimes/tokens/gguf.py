@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import llama_cpp
 import numpy as np
@@ -21,6 +21,9 @@ from exporter.verify.runtimes.tokens.variants import variants
 sys.modules.setdefault("torch", cast(Any, None))
 
 import transformers  # noqa: E402  # transformers looks for torch when imported
+
+#: Number of taught and added tokens in the chat that is rendered in addition to the chats of the job.
+_IN_CHAT: Final = 8
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
@@ -44,7 +47,8 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
         return
     tokens = list(_tokens(tokenizer, job["taught"], job["rows"]))
     generated = [*job["texts"], *surrounded(tokens)]
-    chats = list(_rendered(tokenizer, job["chats"], job["template"]))
+    chat = [{"role": "user", "content": " ".join(tokens[:_IN_CHAT])}]
+    chats = list(_rendered(tokenizer, [*job["chats"], chat], job["template"]))
     texts = list(dict.fromkeys([*generated, *chats]))
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     actual = _by_llama_cpp(job["artifact"], texts)

@@ -37,10 +37,17 @@ def variants(content: Mapping[str, Any]) -> Iterator[tuple[str, Encode]]:
         if named := change(changed):
             yield reason.format(named), _encoder(changed)
     encode = _encoder(changed)
-    ids = {str(entry["content"]): int(entry["id"]) for entry in changed.get("added_tokens") or ()}
+    added = changed.get("added_tokens") or ()
+    ids = {str(entry["content"]): int(entry["id"]) for entry in added}
+    stripping = {str(entry["content"]) for entry in added if entry.get("rstrip")}
 
     def longest_first(text: str) -> list[int]:
-        return [token_id for part in split_longest_first(text, ids) for token_id in _ids(part, ids, encode)]
+        out: list[int] = []
+        previous = ""
+        for part in split_longest_first(text, ids):
+            out += [ids[part]] if part in ids else encode(part.lstrip() if previous in stripping else part)
+            previous = part
+        return out
 
     yield "llama.cpp matches the longest added token first, and transformers the first one in the text", longest_first
 
@@ -57,10 +64,6 @@ def split_longest_first(text: str, tokens: Mapping[str, int]) -> list[str]:
 def _around(text: str, token: str) -> list[tuple[str, bool]]:
     pieces = text.split(token)
     return [pair for piece in pieces for pair in ((token, True), (piece, False))][1:]
-
-
-def _ids(part: str, ids: Mapping[str, int], encode: Encode) -> list[int]:
-    return [ids[part]] if part in ids else encode(part)
 
 
 def _encoder(content: Mapping[str, Any]) -> Encode:
