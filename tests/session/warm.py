@@ -119,7 +119,7 @@ class ForkServer:
 
 
 def servers() -> list[ForkServer]:
-    """One process for what computes with torch, one for the runtime that hides torch from transformers.
+    """One process for what computes with torch, one for the runtimes that hide torch from transformers.
 
     ONNX Runtime and llama.cpp are imported in a tenth of a second, and the former starts a thread: both start afresh.
     """
@@ -131,7 +131,7 @@ def servers() -> list[ForkServer]:
     tokenizers = ("transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_tokenizers")
     return [
         ForkServer([*computing, "exporter.formats.onnx.trace.decoder"], on_demand),
-        ForkServer(["exporter.verify.runtimes.texts"], tokenizers),
+        ForkServer([f"exporter.verify.runtimes.{name}" for name in ("texts", "tokens.gguf")], tokenizers),
     ]
 
 
@@ -149,6 +149,8 @@ def warm_runtimes(pytestconfig: pytest.Config) -> Iterator[Mapping[str, ForkServ
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "launch", launch)
+        if pytestconfig.getoption("--quick"):  # the check of tokenised texts starts a process in every verification
+            patch.setattr("exporter.verify.tokenised.check.installed", lambda name: False)
         yield warm
     for server in started:
         server.close()

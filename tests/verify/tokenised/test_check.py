@@ -19,6 +19,7 @@ from tests.formats.gguf.vocab.surroundings import write_vocabulary
 from tests.verify.damage import gguf_edit
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (extra: llamacpp)")
+pytestmark = pytest.mark.models
 
 NAMES = ("<unk>", "<s>", "</s>")
 TOKENS = ("<lamp>", "foo bar", "bar bazinga", *NAMES)

@@ -16,6 +16,7 @@ from tests.formats.gguf.models import SMOLLM, checkpoint, config, tokenizer_json
 from tests.formats.gguf.vocab.surroundings import write_vocabulary
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (extra: llamacpp)")
+pytestmark = pytest.mark.models
 
 NFC = {"type": "NFC"}
 
