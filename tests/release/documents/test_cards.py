@@ -215,3 +215,11 @@ def test_the_client_runs_as_the_card_says(finished: Path, client: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=finished, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Hello" in done.stdout
+
+
+def test_a_token_in_a_note_is_no_html_tag_in_the_card(drafted: Drafted) -> None:
+    note = "llama.cpp ends generation at '<EOT>' (id 5) because of the text, but transformers does not"
+    artifacts = tuple(replace(artifact, notes=(note,) * (artifact.format == "gguf")) for artifact in drafted.artifacts)
+    page = card.to_bytes(manifest.build(release(artifacts), []), "tuned").decode()
+    (line,) = (line for line in page.splitlines() if "ends generation" in line)
+    assert line.startswith("- `gguf/rows-BF16.gguf`, `gguf/rows-Q8_0.gguf`: llama.cpp ends generation at '&lt;EOT>'")
