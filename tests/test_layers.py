@@ -76,6 +76,7 @@ LAYERS = (
     "exporter.formats.gguf",
     "exporter.formats.gguf.quantisation",
     "exporter.formats.gguf.converter",
+    "exporter.formats.gguf.encoders",
     "exporter.formats.gguf.target",
     "exporter.formats.gguf_lora",
     "exporter.formats.onnx.weights",

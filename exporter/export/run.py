@@ -129,7 +129,8 @@ def written(path: Path) -> Path:
 
 
 def _named(template: str, name: str, target: Target) -> str:
-    return template.format(name=name, storage=target.storage)
+    place = Path(template.format(name=name, storage=target.storage))
+    return str(place.with_name(target.prefix + place.name))
 
 
 def _default_out(name: str, targets: Sequence[Target]) -> Path:

@@ -98,8 +98,9 @@ class Target:
     sentences about properties of the model that the format cannot represent. nbytes: the artifact's size in bytes,
     which is an estimate if ``estimated`` is True. work_nbytes: the number of bytes written to make the artifact and its
     temporary files, or None if equal to ``nbytes``. peak_nbytes: the estimated peak memory of writing the artifact, in
-    bytes. maker: the program or method that writes the artifact, for a format with several writers. place: the path of
-    the artifact relative to the output folder, or an empty path if the artifact itself is the output.
+    bytes. prefix: text before the usual file name of an artifact of the format. maker: the program or method that
+    writes the artifact, for a format with several writers. place: the path of the artifact relative to the output
+    folder, or an empty path if the artifact itself is the output.
     """
 
     format: str
@@ -113,6 +114,7 @@ class Target:
     refusal: NotExpressible | None = None
     notes: Sequence[str] = ()
     maker: str | None = None
+    prefix: str = ""
     place: str = ""
 
     def make(self, path: Path, progress: Progress, scratch: Scratch) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.errors import UsageError
+from exporter.errors import NotExpressible, UsageError
+from exporter.formats.gguf.options import GgufOptions
 from exporter.formats.target import FormatOptions
 from exporter.release.spec import ReleaseSpec
 
@@ -50,7 +51,13 @@ class Job:
 
 
 def jobs_of(spec: ReleaseSpec) -> list[Job]:
-    """Return all jobs in the order in which a single machine runs them: one model after the other."""
+    """Return all jobs in the order in which a single machine runs them: one model after the other.
+
+    Raises NotExpressible if a file with encoders is requested, because each artifact of a release is a model.
+    """
+    if any(isinstance(options, GgufOptions) and options.mmproj for options in spec.formats):
+        reason = "a release contains models, and this file contains the encoders of images and sounds alone"
+        raise NotExpressible("release: gguf.mmproj", reason, instead="write the file with ttexport merge --mmproj")
     single_model = len(spec.models) == 1
     artifacts = [
         (f"{group.section}-{options.label}" if options is not group else group.section, options)

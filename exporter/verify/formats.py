@@ -11,6 +11,7 @@ from exporter.sources.gguf.split_files import is_later_split_file
 from exporter.sources.onnx.folder import has_model
 from exporter.verify.expect.reference import Reference
 from exporter.verify.gguf.lora import is_lora, verify_lora
+from exporter.verify.gguf.projector import is_projector, verify_projector
 from exporter.verify.report import Report
 
 #: Verifies the artifact at a path at a level; the last argument is called with each progress message.
@@ -38,6 +39,7 @@ FORMATS: Final[Mapping[str, ArtifactFormat]] = {
     "onnx": ArtifactFormat(),
     "gguf": ArtifactFormat(is_file=True),
     "gguf-lora": ArtifactFormat(is_file=True, is_adapter=is_lora, verifier=verify_lora),
+    "mmproj": ArtifactFormat(is_file=True, is_adapter=is_projector, verifier=verify_projector),
 }
 
 

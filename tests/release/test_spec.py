@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from exporter.errors import BadInput, UsageError
+from exporter.errors import BadInput, NotExpressible, UsageError
 from exporter.export.spec import MergeOptions
 from exporter.formats.gguf.options import GgufOptions
 from exporter.formats.hf.options import HfOptions
@@ -148,6 +148,13 @@ def test_paths_that_exist_only_in_the_current_folder_are_refused(
     message = refused(tmp_path / "release.toml", content)
     assert "expected a hub id, or a path relative to the folder of release.toml, found" in message
     assert message.startswith(f"{'base' if key == 'base' else 'models.one.adapters'}: ")
+
+
+def test_a_release_refuses_a_file_with_encoders_alone(tmp_path: Path) -> None:
+    file = tmp_path / "release.toml"
+    file.write_text(text(rest="[gguf]\nmmproj = true\n"))
+    with pytest.raises(NotExpressible, match=r"gguf\.mmproj: a release contains models, .*ttexport merge --mmproj"):
+        jobs_of(read_spec(file))
 
 
 def test_every_model_gets_every_format(tmp_path: Path) -> None:

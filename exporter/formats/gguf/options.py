@@ -98,6 +98,12 @@ class GgufOptions(FormatOptions):
         flag="--converter-arg",
         metavar="OPTION",
     )
+    mmproj: bool = option(
+        False,
+        "Also write mmproj-NAME.gguf, the file from which llama.cpp loads the encoders of images and sounds. "
+        "llama.cpp's converter writes the file, and OUT is then a folder.",
+        type=ValueType.SWITCH,
+    )
 
     def check(self) -> None:
         """Check that the options are compatible with each other.
@@ -144,11 +150,15 @@ class GgufOptions(FormatOptions):
         )
 
     def artifacts(self) -> Sequence[Self]:
-        """Return one copy of the options per GGUF file.
+        """Return one copy of the options per GGUF file. Only the copy for the file of the encoders has ``mmproj``.
 
         If an option does not apply to the type of a GGUF file, the copy for the file leaves the option unset.
         """
-        return [self._of(name) for name in self.types] or (self,)
+        if not self.mmproj:
+            return [self._of(name) for name in self.types] or (self,)
+        native = next((name for name in self.types if name.lower() in DTYPES or name == "Q8_0"), None)
+        encoders = replace(self.unquantised(self.dtype), types=(native or "f16",) if self.types else ())
+        return [*replace(self, mmproj=False).artifacts(), encoders]
 
     def whole(self) -> Self:
         """Return a copy of the options that does not split the GGUF into parts."""

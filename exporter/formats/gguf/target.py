@@ -11,6 +11,7 @@ from exporter.families import has_family
 from exporter.formats.footprint import peak_nbytes
 from exporter.formats.gguf.converter.install import INSTALL, installed_converter
 from exporter.formats.gguf.converter.plan import ConverterLayout, plan_converter, write_converted
+from exporter.formats.gguf.encoders.projector import plan_projector, projector_nbytes
 from exporter.formats.gguf.in_llama_cpp.taught_tokens import taught_token_notes
 from exporter.formats.gguf.options import GgufOptions
 from exporter.formats.gguf.plan import GgufLayout, plan_gguf
@@ -35,6 +36,8 @@ def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Targe
     converter. Options for the converter choose the converter for every model.
     Raises NotExpressible if a GGUF cannot represent the model, and BadInput for invalid inputs.
     """
+    if options.mmproj:
+        return _projector(options, merge, budget)
     file_type = options.file_type
     overridden = options.token_embedding_type or options.output_tensor_type
     quantised = file_type in FILE_TYPES and (file_type not in NATIVE_FILE_TYPES or overridden is not None)
@@ -75,6 +78,34 @@ def _converter(options: GgufOptions, merge: MergePlan) -> Path | None:
             return script
         raise NotExpressible("gguf: --converter-arg", "no converter is installed", instead=f"run {INSTALL}")
     return None if has_family(merge.checkpoint.config, "gguf") else installed_converter()
+
+
+def _projector(options: GgufOptions, merge: MergePlan, budget: Budget) -> Target:
+    """Plan the file with the model's encoders of images and sounds."""
+    converter = options.converter or installed_converter()
+    if converter is None:
+        raise NotExpressible("gguf: --mmproj", "no converter is installed", instead=f"run {INSTALL}")
+    stored = _stored(merge)
+    ftype = (options.file_type or options.storage or stored).upper()
+    layout = plan_projector(merge, converter, ftype, arguments=options.converter_arguments, budget=budget)
+
+    def write(path: Path, progress: Progress, scratch: Scratch) -> None:
+        write_converted(layout, path, progress)
+
+    peak = peak_nbytes(merge, budget, casts=True, converter=True)
+    nbytes = projector_nbytes(layout.overlay.stored)
+    return Target(
+        format=options.section,
+        storage=ftype,
+        nbytes=nbytes,
+        work_nbytes=nbytes + layout.overlay.nbytes,
+        estimated=True,
+        peak_nbytes=peak,
+        prefix="mmproj-",
+        write=write,
+        notes=("the file contains the encoders of images and sounds, for llama.cpp's option --mmproj",),
+        maker=_CONVERTER,
+    )
 
 
 def _native(options: GgufOptions, merge: MergePlan, budget: Budget) -> dict[str, Any]:

@@ -93,12 +93,17 @@ class GgufFile:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a GGUF file contains an adapter rather than a model.
+    """Whether a GGUF file contains an adapter rather than a model."""
+    return general_type(path) == "adapter"
+
+
+def general_type(path: Path) -> object:
+    """Return what a GGUF file contains: "model", "adapter", "mmproj" for encoders, or None if the file does not say.
 
     The function reads the header only up to the metadata key ``general.type``.
     """
     with _scanner(path) as scanner:
-        return bool(scanner.value_of("general.type") == "adapter")
+        return scanner.value_of("general.type")
 
 
 @contextmanager

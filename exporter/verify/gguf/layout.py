@@ -63,7 +63,7 @@ _TRANSPOSED: Final = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", 
 #: Members of a stack: experts, and norms that are stored per head.
 _MEMBER: Final = re.compile(r"\.(experts|norms)\.(\d+)\.")
 #: Prefixes of the text model inside a multimodal model.
-_WRAPPER: Final = re.compile(r"^(model\.)?language_model\.(model\.)?|^(?=model\.vision)")
+_WRAPPER: Final = re.compile(r"^(model\.)?(?:language_model|text_model)\.(model\.)?|^(?=model\.vision)")
 #: Prefix of the head of the text model inside a multimodal model.
 _HEAD_WRAPPER: Final = re.compile(r"^(model\.)?language_model\.(?=lm_head)")
 VOCABULARY: Final = ("token_embd.weight", "output.weight")

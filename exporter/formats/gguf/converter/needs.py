@@ -34,7 +34,7 @@ def required_arguments(script: Path, model: MergedModel, given: Iterable[str]) -
     Raises NotExpressible if the converter does not support the architecture, MissingDependency if a Python package is
     missing, and BadInput if the checkpoint lacks a file of the tokenizer.
     """
-    _PACKAGES.require("llama.cpp's converter")
+    require_packages()
     architecture = text_architecture(model.config)
     known = architectures(script)
     if known is None or architecture is None:
@@ -62,6 +62,11 @@ def required_arguments(script: Path, model: MergedModel, given: Iterable[str]) -
     if made.skips_prediction_layers and not chosen and not has_prediction_layers(model.config, model.tensors):
         return (WITHOUT_PREDICTION_LAYERS,)
     return ()
+
+
+def require_packages() -> None:
+    """Raise MissingDependency if a package that every run of the converter imports is missing."""
+    _PACKAGES.require("llama.cpp's converter")
 
 
 def has_prediction_layers(config: Mapping[str, Any], names: Iterable[str]) -> bool:

@@ -17,7 +17,9 @@ from typing import Any, Final
 from exporter.errors import UnreadableFile, reading
 
 _PACKAGE: Final = "conversion"
-_MODULES: Final = "TEXT_MODEL_MAP"
+#: Tables from architectures to modules, for text models and for encoders of images and sounds.
+TEXT_MODELS: Final = "TEXT_MODEL_MAP"
+PROJECTORS: Final = "MMPROJ_MODEL_MAP"
 _SENTENCEPIECE: Final = "_set_vocab_sentencepiece"
 
 
@@ -48,8 +50,8 @@ def text_architecture(config: Mapping[str, Any]) -> str | None:
 
 
 @lru_cache(maxsize=4)
-def architectures(script: Path) -> Mapping[str, str] | None:
-    """Map the architectures that the converter ``script`` supports to their modules.
+def architectures(script: Path, table_name: str = TEXT_MODELS) -> Mapping[str, str] | None:
+    """Map the architectures in the table ``table_name`` of the converter ``script`` to their modules.
 
     Returns None if the script has no table of architectures. Raises UnreadableFile if the table cannot be parsed.
     """
@@ -58,7 +60,7 @@ def architectures(script: Path) -> Mapping[str, str] | None:
         return None
     for node in _parse(path).body:
         match node:
-            case ast.AnnAssign(target=ast.Name(id=name), value=ast.Dict() as table) if name == _MODULES:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.Dict() as table) if name == table_name:
                 return {str(key): str(module) for key, module in ast.literal_eval(table).items()}
     return None
 
