@@ -1,8 +1,9 @@
 """Run the census, which tests merges of adapters for every text model type of transformers.
 
 For each model type and head class, a separate process builds a tiny model and adapters of stock PEFT, and merges each
-adapter. Merged Hugging Face checkpoints are compared with the base and the unmerged adapter in stock PEFT. GGUF and
-ONNX artifacts count as exact if ttexport's full verification passes.
+adapter. Merged Hugging Face checkpoints are compared with the base and the unmerged adapter in stock PEFT. GGUFs count
+as exact if llama.cpp's logits equal those of the unmerged adapter, and ONNX models if ttexport's full verification
+passes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ linear layers and stacked experts, rows, and two new tokens.
 `as PEFT merges`: the outputs are those of PEFT's own merge, and PEFT computes others unmerged, because it leaves out a
 module that shares a trained matrix. `PEFT itself cannot`: stock PEFT does not make, load or run the adapter.
 
+Columns `gguf`: the GGUF has been made by ttexport's own writer or by llama.cpp's converter, and llama.cpp's logits are
+compared with those of the unmerged adapter (mean KL divergence of at most 1e-6). The tokenizer of the tiny models is
+none that llama.cpp's converter knows, so the census names its kind. Models of classes that the converter does not
+know have not been tried.
+
 A name such as `bert:mlm` is a model type and a head: `mlm` masked language model, `cls` sequence classification,
 `tokens` token classification, `lm` the decoder alone, `encoder` no head. `+mtp` has the tensors of a further prediction
 layer, `+head` stores the tied head as well, `+tied` and `+untied` have the other tie than the type's default.
@@ -62,9 +68,20 @@ def main() -> int:
     )
     parser.add_argument("--recipes", metavar="NAME;...", help="names of the recipes for --matrix; default: all recipes")
     parser.add_argument(
-        "--to", default="hf", metavar="FORMAT,...", help="formats to merge to: hf (default), gguf, onnx"
+        "--to",
+        default="hf",
+        metavar="FORMAT,...",
+        help="formats to merge to: hf (default), gguf (after ttexport converter install), onnx",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results of all merges to FILE")
+    parser.add_argument(
+        "--earlier",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="add the results that an earlier run wrote to FILE with --json; repeatable, and later results count",
+    )
     parser.add_argument("--docs", action="store_true", help=f"write the results to docs/{DOCS.name}")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="maximum number of simultaneous processes"
@@ -72,7 +89,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=180, help="maximum number of seconds per model")
     options = parser.parse_args()
     from benchmarks.census.pool import run_all
-    from benchmarks.census.table import cell, counts, markdown
+    from benchmarks.census.table import cell, counts, joined, markdown
     from benchmarks.census.trial import CRASH, GATE, UNLOADABLE, WRONG
 
     rows: list[dict[str, Any]] = []
@@ -84,10 +101,11 @@ def main() -> int:
         print(f"{number} {mine[0]['name']}: {results}", file=sys.stderr, flush=True)
         if options.json:
             options.json.write_text(json.dumps(sorted(rows, key=lambda row: str(row["name"])), indent=1))
-    print(markdown(rows))
-    print(counts(rows))
+    table = joined([*(json.loads(path.read_text()) for path in options.earlier), rows])
+    print(markdown(table))
+    print(counts(table))
     if options.docs:
-        DOCS.write_text(_page(markdown(rows), counts(rows)))
+        DOCS.write_text(_page(markdown(table), counts(table)))
     return int(any(row["result"] in (WRONG, UNLOADABLE, GATE, CRASH) for row in rows))
 
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.census.converter import preload
 from benchmarks.census.trial import ADAPTERS, CRASH, rows_of, run_trial
+from exporter.formats.gguf.converter.install import installed_converter
 from fixtures.zoo.names import NAMES
 from fixtures.zoo.recipes import Recipe
 
@@ -32,6 +34,8 @@ def run_all(
     recorded as crashes.
     """
     work = Path(tempfile.mkdtemp(prefix="census-"))
+    if "gguf" in targets and (script := installed_converter()):
+        preload(script)
     waiting, running = list(names), dict[int, tuple[str, float]]()
     try:
         while waiting or running:

@@ -19,6 +19,12 @@ def cell(row: Mapping[str, Any]) -> str:
     return f"**{result}**" if result in _FAULTS else str(result)
 
 
+def joined(runs: Iterable[Iterable[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """Return the rows of several runs of the census. Of equal merges, the result of the last run counts."""
+    rows = {(row["name"], row["adapter"], row["target"]): row for run in runs for row in run}
+    return list(rows.values())
+
+
 def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the column headings: each pair of format and adapter that occurs in the rows of the census."""
     return list(dict.fromkeys(f"{row['target']} {row['adapter']}" for row in rows))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.census.converter import divergence
 from exporter.cli.main import run
 from exporter.errors import NotExpressible
 from fixtures.zoo.adapters import lora_adapter, rows_adapter
@@ -37,6 +38,8 @@ EXACT, AS_PEFT, REFUSED, GATE, WRONG, UNLOADABLE, CRASH, PEFT, UNBUILT, INAPPLIC
 )
 _NOT_EQUIVALENT, _UNEXPECTED = 3, 1
 _REASON_CHARS: Final = 400
+#: The largest mean KL divergence of logits in llama.cpp that count as equal.
+_EQUAL: Final = 1e-6
 
 
 @dataclass
@@ -62,7 +65,11 @@ class Row:
 
 
 def run_trial(
-    name: str, folder: Path, targets: Iterable[str], out: Path, recipes: Mapping[str, Recipe] | None = None
+    name: str,
+    folder: Path,
+    targets: Iterable[str],
+    out: Path,
+    recipes: Mapping[str, Recipe] | None = None,
 ) -> None:
     """Merge every adapter of the model ``name`` to every format.
 
@@ -113,7 +120,7 @@ def run_trial(
 
 def _merge(row: Row, base: Path, adapters: Sequence[Path], merged: Path, expected: Reference) -> None:
     arguments = ["merge", *map(str, adapters), "--base", str(base), "--to", row.target, "-o", str(merged), "-q"]
-    arguments += [] if row.target == "hf" else ["--verify", "full"]
+    arguments += {"hf": [], "gguf": ["--verify", "off"]}.get(row.target, ["--verify", "full"])
     row.exit_code, talk = _run(arguments)
     untied = row.exit_code == NotExpressible.exit_code and "use --untie" in talk
     if untied:
@@ -123,6 +130,11 @@ def _merge(row: Row, base: Path, adapters: Sequence[Path], merged: Path, expecte
         row.reason = talk.strip().replace(str(base.parent), "").rpartition("ttexport: ")[2]
         return
     exact = UNTIED if untied else EXACT
+    if row.target == "gguf":
+        value = divergence(merged, expected.ids.tolist(), expected.tuned)
+        row.result = UNLOADABLE if isinstance(value, str) else exact if value <= _EQUAL else WRONG
+        row.reason = value if isinstance(value, str) else f"mean KL divergence {value:.1e}"
+        return
     if row.target != "hf":
         row.result = exact
         return

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.census import pool, trial
 from benchmarks.census.__main__ import DOCS
-from benchmarks.census.table import counts, markdown
+from benchmarks.census.converter import divergence, forked
+from benchmarks.census.table import counts, joined, markdown
 from fixtures.zoo.names import NAMES
 from fixtures.zoo.recipes import Recipe
 
@@ -95,3 +97,34 @@ def test_the_table_has_a_line_a_name_and_the_reasons_of_what_is_not_exact() -> N
 def test_the_page_has_a_line_for_every_name() -> None:
     lines = [line for line in DOCS.read_text().splitlines() if line.startswith("| ")]
     assert {line.split(" | ")[0].removeprefix("| ") for line in lines} == {"type", *NAMES}
+
+
+def test_a_later_run_of_the_census_counts() -> None:
+    earlier, later = [a_row(), a_row(adapter="LoRA")], [a_row(result=trial.WRONG), a_row(target="gguf")]
+    rows = joined([earlier, later])
+    assert [(row["adapter"], row["target"], row["result"]) for row in rows] == [
+        ("rows", "hf", "WRONG"),
+        ("LoRA", "hf", "exact"),
+        ("rows", "gguf", "exact"),
+    ]
+
+
+def test_a_gguf_is_exact_only_with_the_logits_of_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial.run_trial("gpt2", tmp_path, ["gguf"], tmp_path / "out.jsonl")
+    assert [row["result"] for row in trial.rows_of(tmp_path / "out.jsonl")] == ["exact", "exact"]
+    for value, result in ((2e-6, trial.WRONG), ("exit code -6: no such key", trial.UNLOADABLE)):
+        monkeypatch.setattr(trial, "divergence", lambda *_arguments, value=value: value)
+        trial.run_trial("gpt2", tmp_path / result, ["gguf"], tmp_path / "out.jsonl")
+        assert {row["result"] for row in trial.rows_of(tmp_path / "out.jsonl")} == {result}
+
+
+def test_other_logits_and_unreadable_files_are_told_apart(tmp_path: Path) -> None:
+    trial.run_trial("gpt2", tmp_path, ["gguf"], tmp_path / "out.jsonl")
+    logits = torch.randn(1, 3, 512, generator=torch.Generator().manual_seed(0))
+    value = divergence(tmp_path / "merged-rows-gguf", [[4, 5, 6]], logits)
+    assert isinstance(value, float)
+    assert value > 0.1
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    assert str(divergence(tmp_path / "broken.gguf", [[4]], logits)).startswith("exit code 1")
+    killed = forked(lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "messages.txt")
+    assert killed == -signal.SIGKILL

@@ -103,8 +103,8 @@ def plan_converter(
     script = script.resolve()
     stored = merge.model(None, budget)
     refuse_unverifiable(stored.config, str(stored.path))
-    chosen = required_arguments(script, stored, arguments)
     refuse_faults(stored.config, {name: spec.shape for name, spec in stored.specs.items()}, str(stored.path))
+    chosen = required_arguments(script, stored, arguments)
     overlay = plan_overlay(stored, merge.model("F32", budget) if storage else stored)
     architecture = text_architecture(stored.config) or "this model"
     name = general_name(stored.path, stored.files)
