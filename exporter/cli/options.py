@@ -133,7 +133,7 @@ def read_formats(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Format
     for flag, entries in flags(format_groups()).items():
         value = given.get(_parameter(flag))
         takers = [(group, entry) for group, entry in entries if group in values]
-        if value not in (None, ()) and not takers:
+        if value not in (None, ()) and value is not False and not takers:
             raise UsageError(f"{flag}: needs {' or '.join(f'--to {group.section}' for group, _ in entries)}")
         if len(takers) > 1 and takers[0][1].repeatable:
             for (group, entry), share in zip(takers, _shares(takers, value or ()), strict=True):
