@@ -90,7 +90,7 @@ def _digest(gguf: GgufModel, reference: Reference) -> str:
 
 def _outcomes(result: Mapping[str, Any]) -> Iterator[Check | Skip]:
     if "failure" in result:
-        yield Skip(_NAME, f"transformers cannot load the tuned model's tokenizer: {result['failure']}")
+        yield Skip(_NAME, f"transformers cannot use the tuned model's tokenizer: {result['failure']}")
         return
     differences = result["differences"]
     wrong = [difference for difference in differences if not difference["reason"]]

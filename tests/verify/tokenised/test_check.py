@@ -129,4 +129,4 @@ def test_a_tokenizer_that_transformers_cannot_load_is_told(tmp_path: Path) -> No
     settings = reference.auxiliary_files["tokenizer_config.json"]
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"extra_special_tokens": 7}))
     found = list(check.check_tokenised(path, GgufModel.open(path), reference))
-    assert "transformers cannot load the tuned model's tokenizer" in str(found)
+    assert "transformers cannot use the tuned model's tokenizer" in str(found)

@@ -19,6 +19,7 @@ pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (extr
 pytestmark = pytest.mark.models
 
 NFC = {"type": "NFC"}
+NO_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False}
 
 
 def reasons(folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
@@ -73,3 +74,24 @@ def test_every_token_is_in_every_surrounding_until_there_are_too_many() -> None:
     assert "<4199> ships<4199>sail <4199> <4199>" in many
     assert not any("<4200>" in text for text in many)
     assert len(many) < 8000
+
+
+@pytest.mark.parametrize(
+    ("scheme", "text", "before", "after", "cause"),
+    [
+        ("always", "a\nb", [1, 2, 1, 3], [1, 2, 0, 3], "and llama.cpp as unknown characters"),
+        ("first", "<s>a", [4, 2], [4, 1, 2], "llama.cpp adds a space to each text after a special token"),
+    ],
+)
+def test_line_breaks_and_spaces_of_sentencepiece_are_known_differences(
+    scheme: str, text: str, before: list[int], after: list[int], cause: str
+) -> None:
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": True}
+    split = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, space]}
+    pieces = [["<unk>", 0.0], ["\u2581", -1.0], ["a", -1.0], ["b", -1.0]]
+    added = [{"id": 4, "content": "<s>", "special": True, "normalized": False} | NO_FLAGS]
+    content: dict[str, Any] = {"model": {"type": "Unigram", "unk_id": 0, "vocab": pieces}, "added_tokens": added}
+    content |= {"version": "1.0", "normalizer": None, "pre_tokenizer": split, "post_processor": None, "decoder": None}
+    assert Tokenizer.from_str(json.dumps(content)).encode(text, add_special_tokens=False).ids == before
+    reason = next(reason for reason, encode in variants(content) if encode(text) == after)
+    assert cause in reason

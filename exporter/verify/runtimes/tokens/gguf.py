@@ -29,7 +29,7 @@ _IN_CHAT: Final = 8
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Save the array ``result``, which contains a JSON object encoded as bytes.
 
-    The JSON object has only the key failure (a message) if transformers cannot load the tokenizer. Otherwise, the
+    The JSON object has only the key failure (a message) if transformers cannot use the tokenizer. Otherwise, the
     object has the keys texts (number of generated texts), chats (number of rendered chats), tokens (number of tokens in
     generated texts) and differences. A difference is an object with the keys text, expected, actual (lists of token
     ids) and reason (a known difference, or an empty text).
@@ -42,6 +42,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             job["folder"], local_files_only=True, trust_remote_code=False
         )
+        tokenizer(job["texts"][0])
     except Exception as exc:  # tokenizers raises no narrower class
         _save(save, {"failure": " ".join(str(exc).split())})
         return

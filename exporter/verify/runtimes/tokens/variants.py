@@ -33,9 +33,15 @@ def variants(content: Mapping[str, Any]) -> Iterator[tuple[str, Encode]]:
     Every encoder returns token ids without the special tokens that are added to each text.
     """
     changed = copy.deepcopy(dict(content))
-    for reason, change in (*_FLAG_CHANGES, (_NORMALIZED, _match_raw), (_UNMAPPED, _unmapped), (_SPACES, _spaces)):
+    for reason, change in (
+        *_FLAG_CHANGES,
+        (_NORMALIZED, _match_raw),
+        (_UNMAPPED, _unmapped),
+        (_BREAKS, _breaks),
+        (_SPACES, _spaces),
+    ):
         if named := change(changed):
-            yield reason.format(named), _encoder(changed)
+            yield reason.format(named).rstrip(), _encoder(changed)
     encode = _encoder(changed)
     added = changed.get("added_tokens") or ()
     ids = {str(entry["content"]): int(entry["id"]) for entry in added}
@@ -102,6 +108,9 @@ _UNMAPPED: Final = "llama.cpp does not apply the normalizer {}"
 _SPACES: Final = "llama.cpp adds a space to each text after a special token, even before a space{}"
 
 
+_BREAKS: Final = "transformers treats line breaks and tabs as spaces, and llama.cpp as unknown characters{}"
+
+
 def _match_raw(content: dict[str, Any]) -> str:
     entries = [entry for entry in content.get("added_tokens") or [] if entry.get("normalized")]
     if content.get("normalizer") is None or not entries:
@@ -125,13 +134,28 @@ def _unmapped(content: dict[str, Any]) -> str:
     return ", ".join(str(step.get("type")) for step in removed)
 
 
+def _breaks(content: dict[str, Any]) -> str:
+    """Let a unigram tokenizer merge runs of spaces only, instead of all whitespace."""
+    step = content.get("pre_tokenizer")
+    steps = step.get("pretokenizers") if isinstance(step, dict) else None
+    if not isinstance(steps, list) or {"type": "WhitespaceSplit"} not in steps:
+        return ""
+    (content["pre_tokenizer"],) = (step for step in steps if step != {"type": "WhitespaceSplit"})
+    old = content.get("normalizer")
+    runs = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    strip = {"type": "Strip", "strip_left": True, "strip_right": True}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [*([old] if old else []), runs, strip]}
+    return " "
+
+
 def _spaces(content: dict[str, Any]) -> str:
     """Let a SentencePiece tokenizer add a space to each text between added tokens, whatever the text begins with."""
     step = content.get("pre_tokenizer")
     if not isinstance(step, dict) or step.get("type") != "Metaspace" or step.get("prepend_scheme") == "never":
         return ""
     if (content.get("model") or {}).get("type") == "Unigram":
+        changes = step.get("prepend_scheme") != "always"
         step["prepend_scheme"] = "always"
-        return " "
+        return " " if changes else ""
     content["normalizer"], content["pre_tokenizer"] = {"type": "Sequence", "normalizers": list(_PREPEND)}, None
     return " "
