@@ -1,6 +1,6 @@
 """Config values that are needed to construct models whose default config is not sufficient.
 
-The generated facts do not depend on the config values in this module.
+The facts in exporter/models/data do not depend on the config values that this module chooses.
 """
 
 from __future__ import annotations

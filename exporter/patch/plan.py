@@ -175,7 +175,8 @@ class PatchPlan(ABC):
         from exporter.verify.run import verify  # imported here, because only level full needs a runtime
 
         if not report.passed:
-            return replace(report, skipped=[Skip("run", "the comparison of the patched model with the base failed")])
+            reason = "the patched model is not run, because a check of its file failed"
+            return replace(report, skipped=[Skip("run", reason)])
         [run] = verify([path], self._reference(), level="full", say=hooks.say)
         # Both reports contain checks of tokenizer files and special ids. The prefix makes the names of the checks
         # distinct.

@@ -198,8 +198,8 @@ def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
     for key, source in inputs:
         if not os.path.lexists(folder / source) and os.path.lexists(source):
             yield (
-                f"{key}: expected a hub id, or a path relative to the folder of release.toml, "
-                f"found {source!r:.80}, which exists only in the current folder"
+                f"{key}: expected a hub id or a path relative to the folder of release.toml, "
+                f"found {source!r:.80}, a path that exists only relative to the current folder"
             )
 
 

@@ -94,7 +94,7 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
         raise NotExpressible(
             "tune",
             f"{config.model_type} is an encoder-decoder model, but ttexport tune trains only decoder-only models",
-            instead="train the model in your own training loop with tuner.get_peft_model",
+            instead="wrap the model with tuner.get_peft_model, and train it in your own training loop",
         )
     quantised = getattr(config, "quantization_config", None)
     if isinstance(quantised, dict):

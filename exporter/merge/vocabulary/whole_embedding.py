@@ -3,7 +3,7 @@
 With ``save_embedding_layers="auto"``, PEFT's default, an adapter trained with a resized vocabulary stores the whole
 resized embedding in addition to the trained rows. The resized embedding contains the rows of the base model, followed
 by the rows that resizing added. If the first rows of the resized embedding equal the rows of the base model, only the
-added rows are needed. The adapter file also contains those added rows that were trained, in a separate tensor.
+added rows are needed. The adapter file also contains, in a separate tensor, those added rows that were trained.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class GgufPatchPlan(PatchPlan):
 
 
 def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
-    """Plan the patch of a GGUF model from the headers, the adapters and a few rows of the model.
+    """Plan the patch of a GGUF model by reading the adapters, the headers of the model and a few of its token rows.
 
     Raises BadInput for an input that does not fit, NotExpressible if the model cannot be patched, and UsageError for
     options that contradict each other.

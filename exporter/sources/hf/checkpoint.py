@@ -130,7 +130,7 @@ class Checkpoint:
     def stored_head(self) -> str | None:
         """Name of the tensor that stores the output head, or None if no head is stored.
 
-        The name is returned even if, according to the config, the model should have no separate head.
+        The name of a stored head is returned even if the config ties the head to the embedding.
         """
         return self._stored[1]
 

@@ -61,8 +61,9 @@ def header_entries(path: Path, text: bytes) -> list[Entry]:
 def _ordinary(text: bytes) -> list[Entry] | None:
     """Return the entries, or None if the header has an invalid entry or must be read more carefully.
 
-    msgspec keeps the last of two equal keys without an error. Therefore, the number of occurrences of each key in the
-    text has to equal the number of entries, which also excludes a tensor with such a name.
+    msgspec keeps the last of two equal keys without an error. Duplicate keys are detected by counting: "dtype", "shape"
+    and "data_offsets" must each occur in the header exactly once per tensor. A header with a tensor of such a name is
+    therefore read more carefully, too.
     """
     if b"\\" in text:
         return None

@@ -64,8 +64,8 @@ def check_cost(path: Path, view: mmap.mmap) -> None:
             if n_fields > _MAX_FIELDS or loose > _MAX_LOOSE_BYTES:
                 raise UnreadableFile(
                     path,
-                    f"expected at most {_MAX_FIELDS} protobuf fields and {_MAX_LOOSE_BYTES} bytes of names and numbers "
-                    "in memory, not counting raw weights, found a larger model",
+                    f"expected at most {_MAX_FIELDS} protobuf fields and {_MAX_LOOSE_BYTES} bytes without "
+                    "the raw weights, found a larger model",
                 )
             at += length
 

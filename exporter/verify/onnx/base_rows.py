@@ -88,9 +88,10 @@ class BaseRows:
     def vector_fault(self, name: str, value: Array) -> str | None:
         """Compare a 1-D tensor in an ONNX model with the base, and return a description of the difference.
 
-        Returns "" if the tensor equals a 1-D tensor of the base or if all its elements are equal, and None if the
-        tensor is not recognised. The ONNX tensor is compared with all 1-D tensors of the base in the same layer that
-        have the same length. A 1-D ONNX tensor may contain the elements of the base tensor in a different order.
+        Returns "" if there is no difference: the tensor equals a 1-D tensor of the base, or all its elements are equal.
+        Returns None if the tensor resembles no tensor of the base. The ONNX tensor is compared with all 1-D tensors of
+        the base in the same layer that have the same length. A 1-D ONNX tensor may contain the elements of the base
+        tensor in a different order.
         """
         if (value == value[0]).all():
             return ""  # a constant of the graph
