@@ -161,9 +161,9 @@ class Moe:
 class DecoderSpec:
     """A decoder that computes x += attn(norm(x)), x += mlp(norm(x)) in each layer, and logits = head(norm(x)).
 
-    If no tensor has the role of a norm and the norms are not bare, the decoder omits the norm:
-    without ATTN_NORM, attention reads x itself. The
-    norms ATTN_POST_NORM and MLP_POST_NORM normalise the output of a block before the output is added to x. parallel:
+    If no tensor has the role of a norm and the norms are not bare, the decoder omits the norm: without ATTN_NORM,
+    attention reads x itself. The norms ATTN_POST_NORM and MLP_POST_NORM normalise the output of a block before the
+    output is added to x. parallel:
     whether attention and MLP read the same x; without MLP_NORM, attention and MLP then also share the normalised x.
     residual_scale: a factor that multiplies the output of each block. embed_scale: a factor that multiplies the
     embedding. logit_scale: a factor that multiplies the logits. logit_softcap: if set to c, the scaled logits become c
