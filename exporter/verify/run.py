@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.errors import NotExpressible
 from exporter.verify.expect.reference import Reference
 from exporter.verify.findings import RowErrors
 from exporter.verify.folder.auxiliary_files import check_auxiliary_files
@@ -69,6 +70,7 @@ def _verify_models(
     say: Say,
 ) -> dict[Path, Report]:
     opened = [open_artifacts(path) for path in paths]
+    reference = _of_kept_rows(reference, [artifact for artifacts in opened for artifact in artifacts], level)
     if level == "full" and opened:
         from exporter.verify.running import gguf_loader
         from exporter.verify.runtimes.installed import require
@@ -106,6 +108,25 @@ def _verify_models(
         path: _report(path, level, [by_path[artifact.path] for artifact in artifacts], outcomes)
         for path, artifacts, outcomes in zip(paths, opened, shared, strict=True)
     }
+
+
+def _of_kept_rows(reference: Reference, artifacts: Sequence[Artifact], level: str) -> Reference:
+    """Return the reference for artifacts that keep all rows of the base although the adapters' embedding is reduced.
+
+    Any other reference is returned unchanged. Raises NotExpressible for the level full, because PEFT's model lacks the
+    logits of the kept rows.
+    """
+    rows = {artifact.embedding.n_rows for artifact in artifacts}
+    if reference.vocab >= reference.base_vocab or rows != {reference.base_vocab}:
+        return reference
+    if level == "full":
+        raise NotExpressible(
+            f"{artifacts[0].path}: --verify full",
+            f"the adapters were trained on a model with {reference.vocab} rows, whose logits cannot be compared with "
+            f"those of an artifact that keeps the {reference.base_vocab} rows of the base",
+            instead="use the level weights, or use ttexport merge in place of patch",
+        )
+    return replace(reference, keeps_rows=True)
 
 
 @dataclass

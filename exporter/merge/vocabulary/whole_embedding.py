@@ -15,8 +15,10 @@ from typing import Final
 import numpy as np
 
 from exporter.errors import BadInput, NotExpressible, TensorMismatch
+from exporter.merge.vocabulary.files import merge_auxiliary_files
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.hf.tokenizer import Tokenizer
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule, TokenRows, first_not_finite
 from exporter.sources.places import EMBEDDING, HEAD, use_of
@@ -30,8 +32,9 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
 
     Merging the returned adapters and merging the given adapters gives the same result. All other whole tensors in the
     adapters are kept. Raises NotExpressible if the first rows of a resized matrix differ from the rows of the base
-    XX
-    matrix, or contains NaN or Inf. Raises BadInput if two adapters contain different resized matrices.
+    model. Raises TensorMismatch if a resized matrix differs from the base matrix in width, lacks a trained row, or
+    contains NaN or Inf. Raises BadInput if two adapters contain different resized matrices, or if a token of the
+    tokenizer has no row in a resized matrix.
     """
     taken = {use: _trained(checkpoint, adapters, use) for use in (EMBEDDING, HEAD)}
     first: dict[str, FullModule] = {}
@@ -55,7 +58,28 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
         unused = {edit.key: _UNUSED for edit in adapter.edits if id(edit) in whole}
         edits = _with_rows(checkpoint, [edit for edit in adapter.edits if id(edit) not in whole], added)
         reduced.append(replace(adapter, edits=edits, unused={**adapter.unused, **unused}))
+    for edit in first.values():
+        _require_rows_of_tokens(checkpoint, adapters, edit)
     return reduced
+
+
+def _require_rows_of_tokens(checkpoint: Checkpoint, adapters: Sequence[Adapter], edit: FullModule) -> None:
+    """Raise BadInput if a token of the merged tokenizer has no row in the resized matrix, as a merge does.
+
+    Only a matrix with fewer rows than the base is checked; missing rows of new tokens are reported for the artifact.
+    """
+    n_rows = edit.tensor.spec.n_rows
+    if n_rows >= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
+        return
+    path = merge_auxiliary_files(checkpoint.auxiliary_files, adapters).get("tokenizer.json")
+    lost = Tokenizer.open(path).texts_from(n_rows) if path else {}
+    new = {token_id for adapter in adapters for rows in adapter.rows for token_id in rows.token_ids}
+    for token_id, text in lost.items():
+        if token_id not in new:
+            raise BadInput(
+                f"{path}: expected token ids below {n_rows}, the number of rows of {edit.key} in {edit.path}, found "
+                f"{token_id} for the token {text!r}; resize the model to the number of tokens before training"
+            )
 
 
 def _use(checkpoint: Checkpoint, module: str) -> str | None:

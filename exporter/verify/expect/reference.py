@@ -24,6 +24,7 @@ from exporter.sources.places import HEAD, use_of
 from exporter.verify.expect.dropped_tokens import drop_tokens
 from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.files import settings, tuned_files
+from exporter.verify.expect.kept_rows import keep_rows
 from exporter.verify.expect.tables import grow_tables
 from exporter.verify.expect.templates import tuned_templates
 from exporter.verify.expect.tensors import expected, same_values
@@ -34,13 +35,15 @@ class Reference:
     """The base checkpoint and the unmerged adapters from which the expected values of an artifact are computed.
 
     untie: True if an artifact made from a tied base must store a separate head, even if embedding and head are equal.
-    drop_unused: True if the artifact's tokenizer must lack the tokens that have no embedding row.
+    drop_unused: True if the artifact's tokenizer must lack the tokens that have no embedding row. keeps_rows: True if
+    the artifact keeps all rows of the base although the adapters' embedding is reduced, as a patched artifact does.
     """
 
     checkpoint: Checkpoint
     adapters: Sequence[Adapter]
     untie: bool = False
     drop_unused: bool = False
+    keeps_rows: bool = False
 
     @classmethod
     def open(
@@ -53,7 +56,10 @@ class Reference:
     @cached_property
     def tensors(self) -> Mapping[str, Expected]:
         """A dict from the name of each tensor in the base checkpoint to the expected values of the tuned tensor."""
-        return expected(self.checkpoint, self.adapters)
+        wanted = expected(self.checkpoint, self.adapters)
+        if self.keeps_rows:
+            keep_rows(wanted)
+        return wanted
 
     @cached_property
     def untied(self) -> Mapping[str, Expected]:

@@ -108,3 +108,40 @@ def test_rows_of_a_reduced_matrix_that_differ_from_the_base_are_not_patched(
     assert run([*words, "-q"]) == 4
     assert "trained on a different base" in capsys.readouterr().err
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_patched_artifact_that_keeps_the_rows_of_the_base_is_verified(
+    tied: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = build(tmp_path, tied=tied)
+    tuned, out = adapter(base, tmp_path / "adapter", "rows", 0), tmp_path / "out.gguf"
+    assert run(["export", str(base), "--to", "gguf", "-o", str(tmp_path / "base.gguf"), "-q"]) == 0
+    patch = ["patch", str(tmp_path / "base.gguf"), str(tuned), "-q", "-o"]
+    assert run([*patch, str(out)]) == 0
+    verify = ["verify", str(out), "--reference", str(base), "--adapter", str(tuned), "-q", "--level"]
+    assert run([*verify, "rows"]) == 0
+    assert run([*verify, "weights"]) == 0
+    capsys.readouterr()
+    assert run([*patch, str(tmp_path / "full.gguf"), "--verify", "full"]) == 5
+    assert "cannot be compared with those of an artifact that keeps the 520 rows" in capsys.readouterr().err
+    assert not (tmp_path / "full.gguf").exists()
+    tensor, data = GgufFile.open(out).tensors["token_embd.weight"], bytearray(out.read_bytes())
+    data[tensor.offset_bytes + (TOKENS + 1) * tensor.row_nbytes + 1] ^= 1
+    out.write_bytes(data)
+    assert run([*verify, "weights"]) == 3
+
+
+def test_a_token_without_a_row_in_the_reduced_matrix_is_refused_by_merge_and_patch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = build(tmp_path, tied=True)
+    tuned = adapter(base, tmp_path / "adapter", "rows", 0)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<lost>"])
+    tokenizer.save_pretrained(tuned)
+    assert run(["export", str(base), "--to", "gguf", "-o", str(tmp_path / "base.gguf"), "-q"]) == 0
+    for words in (["merge", str(tuned), "--to", "gguf"], ["patch", str(tmp_path / "base.gguf"), str(tuned)]):
+        assert run([*words, "-o", str(tmp_path / "out.gguf"), "-q"]) == 4
+        assert "found 512 for the token '<lost>'" in capsys.readouterr().err
+        assert not (tmp_path / "out.gguf").exists()
