@@ -204,7 +204,7 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path: Path) -> No
     rows = adapter(tmp_path / "a", [6], {E: matrix(1)})
     tokenizer(rows, range(9))
     with pytest.raises(
-        BadInput, match=r"tokenizer\.json: expected token ids below 7, .*found 7 for the token 't7' and 1 more tokens"
+        BadInput, match=r"tokenizer\.json: expected token ids below 7, .*found 7 for the token 't7' and 1 more"
     ):
         planned(base_of(tmp_path / "b"), rows)
 

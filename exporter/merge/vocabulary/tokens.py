@@ -42,7 +42,7 @@ def vocabulary(
             vocab = max(vocab, edit.token_ids[-1] + 1)
     if tokenizer and n_tokens > vocab and not drop_unused:
         (token_id, text), *others = tokenizer.texts_from(vocab).items()
-        more = f" and {len(others)} more tokens without a row" if others else ""
+        more = f" and {len(others)} more without a row" if others else ""
         raise BadInput(
             f"{tokenizer.path}: expected token ids below {vocab}, the number of rows of {tie.embedding}, "
             f"found {token_id} for the token {text!r}{more}; use --drop-unused-tokens to leave out such tokens, or "
