@@ -36,8 +36,8 @@ module that shares a trained matrix. `PEFT itself cannot`: stock PEFT does not m
 
 Columns `gguf`: the GGUF has been made by ttexport's own writer or by llama.cpp's converter, and llama.cpp's logits are
 compared with those of the unmerged adapter (mean KL divergence of at most 1e-6). The tokenizer of the tiny models is
-none that llama.cpp's converter knows, so the census names its kind. Models of classes that the converter does not
-know have not been tried.
+none that llama.cpp's converter knows, so the census names its kind. An empty cell: not tried, for example because the
+converter does not know the class.
 
 A name such as `bert:mlm` is a model type and a head: `mlm` masked language model, `cls` sequence classification,
 `tokens` token classification, `lm` the decoder alone, `encoder` no head. `+mtp` has the tensors of a further prediction

@@ -12,15 +12,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from exporter.formats.gguf.converter import plan
+from exporter.formats.gguf.converter import needs, plan
 from exporter.formats.gguf.converter.faults import Failure, explained
 from exporter.formats.gguf.converter.run import Conversion
+from exporter.formats.gguf.converter.source import ModelClass, model_class
 from exporter.progress import Progress
 
 
@@ -40,7 +42,14 @@ def preload(script: Path) -> None:
         if each is not base.TextModel and "set_vocab" in vars(each):
             each.set_vocab = lambda self: self._set_vocab_gpt2()
     os.environ["GGML_NO_BACKTRACE"] = "1"
+    vars(needs)["model_class"] = _without_sentencepiece
     vars(plan)["run_converter"] = _convert
+
+
+def _without_sentencepiece(script: Path, architecture: str) -> ModelClass | None:
+    """Return facts about a class of the converter, which reads no tokenizer.model here."""
+    made = model_class(script, architecture)
+    return made and replace(made, reads_sentencepiece=False, needs_sentencepiece=False)
 
 
 def _convert(conversion: Conversion, checkpoint: Path, path: Path, progress: Progress) -> None:
