@@ -2,7 +2,8 @@
 
 A patch adds the texts, types and scores of tokens that only the adapter's tokenizer contains. New tokens are assigned
 to existing padding rows first, and further rows are appended if needed. A patch also updates special token ids and chat
-templates to match the adapter's tokenizer. A patch does not change BPE merges or the texts of existing tokens.
+templates to match the adapter's tokenizer. A reserved token is renamed if its row is trained. A patch does not change
+BPE merges or the texts of other existing tokens.
 """
 
 from __future__ import annotations

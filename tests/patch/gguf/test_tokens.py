@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AddedToken, AutoTokenizer
 
 from exporter.cli.main import run
 from fixtures import adapters, tiny
 from fixtures.models.tokenizers import as_transformers, llama_sentencepiece
+from fixtures.peft_adapters import perturb
 
 Capture = pytest.CaptureFixture[str]
 RESERVED = ("<|reserved_0|>", "<|reserved_1|>")
@@ -55,6 +58,31 @@ def test_a_reserved_token_with_a_trained_row_is_renamed_as_in_a_merge(base: Path
     adapter = changed(adapters.stock_rows(base, tmp_path / "adapter", (5, 512)), renamed)
     succeed("merge", adapter, "--to", "gguf", "-o", tmp_path / "want.gguf")
     succeed("patch", base.with_suffix(".gguf"), adapter, "-o", tmp_path / "got.gguf", "--verify", "weights")
+    assert (tmp_path / "got.gguf").read_bytes() == (tmp_path / "want.gguf").read_bytes()
+
+
+def test_an_onnx_folder_takes_the_renamed_token_as_in_a_merge(base: Path, tmp_path: Path) -> None:
+    adapter = changed(adapters.stock_rows(base, tmp_path / "adapter", (5, 512)), renamed)
+    options = ["--to", "onnx", "--verify", "off", "-o"]
+    succeed("export", base, *options, tmp_path / "base")
+    succeed("merge", adapter, *options, tmp_path / "want")
+    succeed("patch", tmp_path / "base", adapter, "-o", tmp_path / "got")
+    got, want = ({file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*")} for name in ("got", "want"))
+    assert got == want
+
+
+def test_different_tokens_of_embedding_and_head_are_patched_as_merged(tmp_path: Path) -> None:
+    base, adapter = tiny.build_llama(tmp_path / "base", tied=False), tmp_path / "adapter"
+    ids = {"embed_tokens": [5, 300], "lm_head": [7]}
+    model = get_peft_model(adapters.load(base), LoraConfig(target_modules=["q_proj"], trainable_token_indices=ids))
+    perturb(model, 0)
+    model.save_pretrained(str(adapter))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    rows = {name: value for name, value in weights.items() if "lora_" not in name}
+    save_file(rows, adapter / "adapter_model.safetensors", {"format": "pt"})
+    for verb, source, out in (("export", base, "base"), ("merge", adapter, "want")):
+        succeed(verb, source, "--to", "gguf", "-o", tmp_path / f"{out}.gguf")
+    succeed("patch", tmp_path / "base.gguf", adapter, "-o", tmp_path / "got.gguf", "--verify", "weights")
     assert (tmp_path / "got.gguf").read_bytes() == (tmp_path / "want.gguf").read_bytes()
 
 
