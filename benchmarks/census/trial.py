@@ -132,7 +132,9 @@ def _merge(row: Row, base: Path, adapters: Sequence[Path], merged: Path, expecte
     exact = UNTIED if untied else EXACT
     if row.target == "gguf":
         value = divergence(merged, expected.ids.tolist(), expected.tuned)
-        row.result = UNLOADABLE if isinstance(value, str) else exact if value <= _EQUAL else WRONG
+        row.result = UNLOADABLE if isinstance(value, str) else exact if _is_equal(value) else WRONG
+        if row.result == WRONG and _is_equal(divergence(merged, expected.ids.tolist(), expected.merged_outputs)):
+            row.result = AS_PEFT
         row.reason = value if isinstance(value, str) else f"mean KL divergence {value:.1e}"
         return
     if row.target != "hf":
@@ -147,6 +149,10 @@ def _merge(row: Row, base: Path, adapters: Sequence[Path], merged: Path, expecte
         row.result = WRONG if comparison.loads else UNLOADABLE
     row.reason = "; ".join(comparison.faults[:3])
     row.difference, row.largest, row.effect = comparison.difference, comparison.largest, comparison.effect
+
+
+def _is_equal(value: float | str) -> bool:
+    return not isinstance(value, str) and value <= _EQUAL
 
 
 def _run(arguments: Sequence[str]) -> tuple[int, str]:
