@@ -11,6 +11,7 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.sources.gguf.file import GgufFile
+from tests.marks import needs_llama_cpp
 
 Capture = pytest.CaptureFixture[str]
 
@@ -57,7 +58,8 @@ def test_a_model_without_a_family_needs_an_installed_converter(
     tiny_adapter: Path, tiny_tied: Path, cache: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     base = Path(shutil.copytree(tiny_tied, tmp_path / "base"))
-    config = json.loads((base / "config.json").read_text()) | {"model_type": "novel", "architectures": ["Novel"]}
+    novel = {"model_type": "novel", "architectures": ["NovelForCausalLM"]}
+    config = json.loads((base / "config.json").read_text()) | novel
     (base / "config.json").write_text(json.dumps(config))
     argv = ["--base", str(base), "--to", "gguf"]
     assert run(["plan", str(tiny_adapter), *argv]) == 5
@@ -100,6 +102,8 @@ def test_the_converter_uses_its_own_gguf_package(
     assert "exit status 1: local: None" in capsys.readouterr().err
 
 
+@pytest.mark.models
+@needs_llama_cpp
 def test_a_converted_file_is_quantised(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:
     place = tmp_path / "place"
     place.mkdir()
