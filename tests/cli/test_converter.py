@@ -54,6 +54,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@needs_llama_cpp
 def test_a_model_without_a_family_needs_an_installed_converter(
     tiny_adapter: Path, tiny_tied: Path, cache: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_model_without_a_family_needs_an_installed_converter(
     assert "chooses the pre-tokenizer itself" in capsys.readouterr().err
 
 
+@needs_llama_cpp
 def test_options_for_the_converter_choose_it_and_reach_it(
     tiny_adapter: Path, tiny_tied: Path, cache: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -10,11 +10,13 @@ import pytest
 from exporter.cli.main import run
 from exporter.sources.gguf.file import GgufFile
 from fixtures.models import gguf_files
+from tests.marks import needs_llama_cpp
 
 LAYER = "blk.1.ffn_up.weight"
 NAMES = (LAYER, "output.weight", "token_embd.weight")
 
 
+@needs_llama_cpp
 @pytest.mark.parametrize("tie", ["tied", "untied"])
 def test_importances_of_the_vocabulary_change_no_row(
     tie: str,
