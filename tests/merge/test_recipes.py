@@ -45,6 +45,7 @@ EXACT = (
     # Heads with a bias, and heads of other names
     *((name, "saved both, tokens") for name in ("phi", "gpt_neox", "bert:mlm+untied")),
     ("gptj", "resized"),
+    ("mllama", "head LoRA"),
     ("gpt2", "DoRA"),
 )
 #: Pairs whose merge needs a separate head.

@@ -67,8 +67,14 @@ def _shrunk(checkpoint: Checkpoint, sources: Mapping[str, tuple[str, Change]]) -
     ``resize_token_embeddings`` reduces embedding and head together. An adapter that was trained on the embedding alone
     may contain only the reduced embedding.
     """
-    resized = [change.replaced for _, change in sources.values() if change.replaced and change.replaced.in_place]
-    n_rows = max((edit.tensor.spec.n_rows for edit in resized), default=0)
+    resized = [
+        change.replaced.tensor.spec.n_rows
+        for stored, change in sources.values()
+        if change.replaced
+        and change.replaced.in_place
+        and change.replaced.tensor.spec.n_rows != checkpoint.tensors[stored].spec.n_rows
+    ]
+    n_rows = max(resized, default=0)
     return n_rows if n_rows < checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows else 0
 
 
