@@ -176,8 +176,10 @@ def _shown(tensors: Mapping[str, FileTensor]) -> Iterator[tuple[str, str]]:
 
 
 def _method_of(name: str, tensor: FileTensor, tensors: Mapping[str, FileTensor]) -> str | None:
-    module, _, last = name.rpartition(".")
     dtype = tensor.spec.dtype
+    if dtype in FLOATS and name.endswith(".weight"):
+        return None  # the case of almost every tensor of a large mixture
+    module, _, last = name.rpartition(".")
     if last == "SCB":
         return "bitsandbytes (8 bits)"
     if last in ("absmax", "quant_map") or last.startswith("bitsandbytes__"):
