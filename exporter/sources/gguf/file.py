@@ -77,7 +77,7 @@ class GgufFile:
 
         try:
             return np.asarray(quants.dequantize(raw, GGMLQuantizationType[tensor.type]), np.float32)
-        except (KeyError, NotImplementedError) as exc:
+        except (KeyError, NotImplementedError) as exc:  # the package does not know the type, or cannot decode it
             raise NotExpressible(
                 f"{self.path}: {name}", f"the gguf package cannot dequantise type {tensor.type}"
             ) from exc

