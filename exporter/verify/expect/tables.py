@@ -24,14 +24,15 @@ def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: dic
     up.
     """
     vocab, base = wanted[checkpoint.tie.embedding].n_rows, checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
-    if vocab < base:
-        _reduce(checkpoint, wanted, vocab)
-    if vocab <= base:
+    if vocab == base:
         return
     for name, bias in replaced_biases(checkpoint).items():
         full = wanted[bias].full
         # The head that PEFT trains through modules_to_save is a copy, whose bias replaces no other parameter.
         wanted[name] = Expected(wanted[bias].base) if full and not full.in_place else wanted[bias]
+    if vocab < base:
+        _reduce(checkpoint, wanted, vocab)
+        return
     for table in token_tables(checkpoint):
         want = wanted[table.name]
         shape = want.source.spec.shape

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TrainableTokensConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from exporter.cli.main import run
 from exporter.sources.gguf.file import GgufFile
 from exporter.sources.hf.checkpoint import Checkpoint
+from fixtures import zoo
 from fixtures.peft_adapters import perturb
 from fixtures.tiny import build_llama
 
@@ -145,3 +146,21 @@ def test_a_token_without_a_row_in_the_reduced_matrix_is_refused_by_merge_and_pat
         assert run([*words, "-o", str(tmp_path / "out.gguf"), "-q"]) == 4
         assert "found 512 for the token '<lost>'" in capsys.readouterr().err
         assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["bert:mlm", "bert:mlm+untied"])
+def test_the_bias_of_the_head_is_reduced_with_the_embedding(name: str, tmp_path: Path) -> None:
+    base = zoo.build(name, tmp_path / "base")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (base / file).unlink()
+    model = AutoModelForMaskedLM.from_pretrained(base)
+    model.resize_token_embeddings(500, mean_resizing=False)
+    tuned = get_peft_model(model, LoraConfig(target_modules=["query"], trainable_token_indices=[3, 4]))
+    perturb(tuned, seed=0)
+    tuned.save_pretrained(str(tmp_path / "adapter"))
+    words = ["merge", str(tmp_path / "adapter"), "--base", str(base), "-o", str(tmp_path / "out")]
+    assert run([*words, "--verify", "weights", "-q"]) == 0
+    want = tuned.merge_and_unload().state_dict()
+    got = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").state_dict()
+    assert got["cls.predictions.bias"].shape == (500,)
+    assert all(torch.allclose(got[key], want[key], atol=1e-6) for key in got)
